@@ -1,0 +1,79 @@
+"""reconcile: the exchange's snapshots against the ledger. REST is the truth, after quiet."""
+
+from collections import Counter
+from collections.abc import Iterable
+from decimal import Decimal
+
+from shared.messages import Fetch, Fetched, Holding, Order, OrderUpdate
+
+ROUND = ("orders", "executions", "positions", "wallet")
+OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
+NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
+MARGIN_NS = 3_000_000_000  # ... and only this long after recv_window has closed the door for it
+SEEN_TWICE = 2  # one difference may be a push on its way
+
+
+class Reconcile:
+    """One round of snapshots at a time: what to ask for, and what their answers prove."""
+
+    def __init__(self, recv_window_ms: int) -> None:
+        self._settle_ns = recv_window_ms * 1_000_000 + MARGIN_NS
+        self._open: set[str] = set()
+        self._differing: Counter[tuple[str, Decimal, Decimal]] = Counter()
+        self._absent: Counter[str] = Counter()
+        self.begun_ns = 0
+        self.differences: dict[str, str] = {}
+        self.clean_rounds = 0
+        self.failed = ""
+
+    def begin(self, since_ms: int, now_ns: int) -> list[Fetch]:
+        """Start a round; what is left of an earlier one no longer counts."""
+        self.begun_ns, self._open, self.failed = now_ns, set(ROUND), ""
+        return [Fetch(what, start_ms=max(0, since_ms - OVERLAP_MS)) for what in ROUND]
+
+    def done(self, fetched: Fetched) -> bool:
+        """Take one answer; True when it completes a round in which nothing failed."""
+        self.failed = fetched.error or self.failed
+        self._open.discard(fetched.ask.what)
+        if self.failed:
+            self.clean_rounds = 0
+        return not self._open and not self.failed
+
+    def unconfirmed(self, ours: Iterable[Order], open_ids: set[str]) -> list[Fetch]:
+        """Orders that we hold open and the exchange does not list: ask for each by its id."""
+        return [
+            Fetch("order", order.symbol, order_link_id=order.order_link_id)
+            for order in ours
+            if order.order_link_id not in open_ids
+        ]
+
+    def never_arrived(self, fetched: Fetched, granted_ns: int, now_ns: int) -> bool:
+        """Proof that a granted order is not, and will not be, at the exchange."""
+        name = fetched.ask.order_link_id
+        if fetched.error:
+            return False
+        if any(isinstance(row, OrderUpdate) for row in fetched.rows):
+            self._absent.pop(name, None)
+            return False
+        self._absent[name] += 1
+        proven = self._absent[name] >= NOT_FOUND_TIMES and now_ns - granted_ns > self._settle_ns
+        if proven:
+            del self._absent[name]
+        return proven
+
+    def compare(self, held: dict[str, Decimal], holdings: Iterable[Holding]) -> dict[str, str]:
+        """Symbols whose quantity differs, seen in two rounds with the same numbers."""
+        theirs = {holding.symbol: holding.qty for holding in holdings if holding.qty}
+        now = [
+            (symbol, held.get(symbol, Decimal(0)), theirs.get(symbol, Decimal(0)))
+            for symbol in held.keys() | theirs.keys()
+        ]
+        differing = {key for key in now if key[1] != key[2]}
+        self._differing = Counter({key: self._differing[key] + 1 for key in differing})
+        self.differences = {
+            symbol: f"ledger {ours} exchange {qty}"
+            for (symbol, ours, qty), times in self._differing.items()
+            if times >= SEEN_TWICE
+        }
+        self.clean_rounds = 0 if self.differences else self.clean_rounds + 1
+        return self.differences

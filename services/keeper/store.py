@@ -1,0 +1,154 @@
+"""store: the ledger on disk, one SQLite file. The only file that speaks SQL.
+
+WAL with `synchronous = FULL`: what is committed survives a power cut. Each table's columns are the
+fields of the message it holds, so a person reads with SQL what the processes say to each other.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from services.keeper.ledger import Change
+from shared.messages import Execution, Lot, Mode, Order, Wallet, build
+from shared.settings import WrongSetting
+
+SCHEMA_VERSION = 1
+TABLES: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
+    "orders": (Order, "order_link_id", ("open",)),
+    "executions": (Execution, "exec_id", ()),
+    "lots": (Lot, "entry_id", ()),
+}
+SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE outcomes (entry_id TEXT, reason TEXT, symbol TEXT, side TEXT, bar_start_ms INTEGER,
+  PRIMARY KEY (entry_id, reason)) WITHOUT ROWID;
+CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT, unrealised TEXT);
+CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, wall_ms INTEGER);
+CREATE INDEX orders_open ON orders (open);
+CREATE INDEX lots_open ON lots (closed_ms);
+"""
+
+
+class Store:
+    """`path` may be ":memory:". `account` names whose ledger this is; another one is refused."""
+
+    def __init__(self, path: Path | str, account: str, new_id: str) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._migrate(account, new_id)
+        found = self._value("account")
+        if found != account:
+            raise WrongSetting(f"{path}: is the ledger of {found}, not of {account}")
+        self.ledger_id = self._value("ledger_id")
+
+    def write(self, change: Change, row: int) -> None:
+        """All rows of one change and the row number, or none of them. Durable on return."""
+        with _Transaction(self._db):
+            for order, is_open in change.orders:
+                self._put("orders", (*order, is_open))
+            for lot in change.lots:
+                self._put("lots", lot)
+            if change.execution:
+                self._put("executions", change.execution)
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'row'", (str(row),))
+
+    def outcome(self, entry: str, reason: str, symbol: str, side: str, bar_start_ms: int) -> None:
+        """One refusal, recorded once for each id and reason."""
+        values = (entry, reason, symbol, side, bar_start_ms)
+        self._db.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", values)
+
+    def equity(self, wallet: Wallet, wall_ms: int) -> None:
+        """One snapshot of the account."""
+        values = (wall_ms, *map(str, (wallet.equity, wallet.balance, wallet.unrealised)))
+        self._db.execute("INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?)", values)
+
+    def mode(self, mode: Mode, operator: str, wall_ms: int) -> None:
+        """A change of mode, and what the operator wants."""
+        values = (mode.version[1], mode.mode, mode.reason, operator, wall_ms)
+        self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", values)
+
+    def operator_mode(self) -> str:
+        """What an operator wanted last; empty if nobody ever wanted anything."""
+        rows = self._db.execute("SELECT operator FROM modes ORDER BY rowid DESC LIMIT 1").fetchall()
+        return rows[0][0] if rows else ""
+
+    def born_ms(self) -> int:
+        """Market time of the last execution before this ledger began; -1 while that is unknown."""
+        return int(self._value("born_ms"))
+
+    def born(self, born_ms: int) -> None:
+        """Said once, when the exchange was first looked at."""
+        self._db.execute("UPDATE meta SET value = ? WHERE name = 'born_ms'", (str(born_ms),))
+
+    def row(self) -> int:
+        """Journal row number of the last change."""
+        return int(self._value("row"))
+
+    def orders(self) -> list[Order]:
+        """Orders that have not ended."""
+        return self._all("orders", "WHERE open = 1")
+
+    def lots(self) -> list[Lot]:
+        """Lots that are open."""
+        return self._all("lots", "WHERE closed_ms = 0")
+
+    def executions(self) -> list[Execution]:
+        """Every execution ever applied."""
+        return self._all("executions", "")
+
+    def used_ms(self) -> dict[tuple[str, str], int]:
+        """The bar of the last entry created, by symbol and side."""
+        query = (
+            "SELECT symbol, side, MAX(bar_start_ms) FROM orders WHERE kind = 'entry' GROUP BY 1, 2"
+        )
+        return {(symbol, side): bar_ms for symbol, side, bar_ms in self._db.execute(query)}
+
+    def close(self) -> None:
+        """Checkpoint and close."""
+        self._db.close()
+
+    def _migrate(self, account: str, new_id: str) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise WrongSetting(
+                f"state.db has schema {version}, this program knows {SCHEMA_VERSION}"
+            )
+        if version == SCHEMA_VERSION:
+            return
+        with _Transaction(self._db):
+            for name, (cls, key, extra) in TABLES.items():
+                columns = ", ".join((*cls._fields, *extra))
+                self._db.execute(f"CREATE TABLE {name} ({columns}, PRIMARY KEY ({key}))")
+            for statement in SCHEMA.split(";"):
+                self._db.execute(statement)
+            meta = [("account", account), ("ledger_id", new_id), ("row", "0"), ("born_ms", "-1")]
+            self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _put(self, table: str, values: Iterable[Any]) -> None:
+        row = [value if isinstance(value, int) else str(value) for value in values]
+        marks = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
+
+    def _all(self, table: str, where: str) -> list[Any]:
+        cls = TABLES[table][0]
+        return [build(cls, row) for row in self._db.execute(f"SELECT * FROM {table} {where}")]
+
+    def _value(self, name: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0])
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when something raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")

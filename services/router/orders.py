@@ -1,0 +1,160 @@
+"""orders: what should rest at the exchange for one symbol, and what must be done about it.
+
+`desired` is the only reader of the mode. It decides from the whole truth of a symbol and keeps no
+memory: the resting order is the memory.
+"""
+
+from decimal import Decimal
+from typing import NamedTuple
+
+from shared.instrument import BUY, decimal_of, entry_qty, opposite, round_price, sign
+from shared.messages import (
+    CANCEL_ALL,
+    ENTRY,
+    EXIT,
+    FLATTEN,
+    NO_ENTRY,
+    RUN,
+    Instrument,
+    Lot,
+    Order,
+    Position,
+    Quote,
+    entry_id,
+    exit_id,
+)
+
+FLATTEN_PCT = Decimal(1)  # beyond the last price: trades at once, with a bound
+HUNDRED = Decimal(100)
+
+
+class Rules(NamedTuple):
+    """The settings that orders follow."""
+
+    size_usdt: Decimal
+    max_lots_per_symbol: int
+    dca_min_step_pct: float
+    min_reprice_pct: float
+
+
+class Wanted(NamedTuple):
+    """One order that should exist."""
+
+    order_link_id: str
+    kind: str
+    side: str
+    price: Decimal
+    qty: Decimal
+
+
+class Step(NamedTuple):
+    """One thing to do: `action` is create, amend or cancel; `repricing`: only the price changes."""
+
+    action: str
+    order: Wanted
+    repricing: bool = False
+
+
+def desired(
+    position: Position,
+    quote: Quote | None,
+    mode: str,
+    instrument: Instrument,
+    last: Decimal,
+    rules: Rules,
+) -> list[Wanted]:
+    """The orders that should exist for one symbol now. `quote` is None when none is in force."""
+    exits = [
+        _exit(lot, quote, mode, instrument, last)
+        for lot in position.lots
+        if lot.bought > lot.sold_before and mode != CANCEL_ALL
+    ]
+    entry = _entry(position, quote, mode, instrument, last, rules)
+    return [*exits, entry] if entry else exits
+
+
+def steps(wanted: list[Wanted], position: Position, rules: Rules) -> list[Step]:
+    """From what rests to what should: exits first. Entries are matched by side, exits by lot."""
+    working = {_key(order): order for order in position.orders}
+    found: list[Step] = []
+    for want in wanted:
+        order = working.pop(_key(want), None)
+        if order is None:
+            found.append(Step("create", want))
+        elif order.qty != want.qty or _moved(order, want, rules):
+            same = want._replace(order_link_id=order.order_link_id)
+            found.append(Step("amend", same, repricing=order.qty == want.qty))
+    found += [
+        Step("cancel", Wanted(o.order_link_id, o.kind, o.side, o.price, o.qty))
+        for o in working.values()
+    ]
+    return sorted(found, key=lambda step: step.order.kind == ENTRY)
+
+
+def _entry(
+    position: Position,
+    quote: Quote | None,
+    mode: str,
+    instrument: Instrument,
+    last: Decimal,
+    rules: Rules,
+) -> Wanted | None:
+    if quote is None or quote.zone == "NONE" or mode not in (RUN, NO_ENTRY):
+        return None
+    resting = next((order for order in position.orders if order.kind == ENTRY), None)
+    price = _entry_price(quote, instrument, last)
+    if resting:
+        same = resting.side == quote.side
+        return (
+            Wanted(resting.order_link_id, ENTRY, quote.side, price, resting.qty) if same else None
+        )
+    if quote.zone != "ARM" or mode != RUN or position.no_entry or position.foreign_qty:
+        return None
+    if position.lots and not _adds(position.lots, quote, price, rules):
+        return None
+    qty, _ = entry_qty(rules.size_usdt, price, instrument)
+    name = entry_id(position.symbol, quote.side, quote.bar_start_ms)
+    return Wanted(name, ENTRY, quote.side, price, qty) if qty else None
+
+
+def _entry_price(quote: Quote, instrument: Instrument, last: Decimal) -> Decimal:
+    """The quote's price, or one tick behind the last price if that is already there."""
+    price = round_price(decimal_of(quote.price), quote.side, instrument)
+    if quote.side == BUY:
+        return min(price, last - instrument.tick_size)
+    return max(price, last + instrument.tick_size)
+
+
+def _adds(lots: tuple[Lot, ...], quote: Quote, price: Decimal, rules: Rules) -> bool:
+    """May another lot join these? Same direction, later bar, better by DCA_MIN_STEP_PCT."""
+    if len(lots) >= rules.max_lots_per_symbol or lots[0].side != quote.side:
+        return False
+    way = sign(quote.side)
+    best = min(lot.entry_price * way for lot in lots) * way
+    better_pct = HUNDRED * (best - price) * way / best
+    later = all(quote.bar_start_ms > lot.bar_start_ms for lot in lots)
+    return later and better_pct >= decimal_of(rules.dca_min_step_pct)
+
+
+def _exit(
+    lot: Lot, quote: Quote | None, mode: str, instrument: Instrument, last: Decimal
+) -> Wanted:
+    side, way = opposite(lot.side), sign(lot.side)
+    price = lot.entry_price * (1 + way * lot.take_profit_pct / HUNDRED)
+    if mode == FLATTEN:
+        price = last * (1 - way * FLATTEN_PCT / HUNDRED)
+    elif quote and quote.side == side and quote.zone != "NONE":
+        price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
+    price = round_price(price, side, instrument)
+    return Wanted(exit_id(lot.entry_id, lot.exits), EXIT, side, price, lot.bought - lot.sold_before)
+
+
+def _key(order: Order | Wanted) -> str:
+    return order.side if order.kind == ENTRY else order.order_link_id
+
+
+def _moved(order: Order, want: Wanted, rules: Rules) -> bool:
+    if order.kind == EXIT:
+        return order.price != want.price
+    moved_pct = HUNDRED * abs(want.price - order.price) / order.price
+    return moved_pct >= decimal_of(rules.min_reprice_pct)

@@ -1,0 +1,123 @@
+"""tap: what the processes say, as they say it. Subscribes to everything, changes nothing."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.text import Text
+
+from shared.bus import STREAMS, Bus
+from shared.messages import Quote
+from shared.settings import load
+
+COLOURS = {
+    "Kline": "dim",
+    "Quote": "cyan",
+    "OrderRequest": "yellow",
+    "OrderUpdate": "blue",
+    "Execution": "bold green",
+    "Position": "magenta",
+    "Mode": "bold red",
+    "Health": "dim",
+}
+REPEATED = {"Health", "Mode"}  # said every tick, shown on demand only
+
+
+def latency_us(message: Any, now_ns: int) -> int | None:
+    """Microseconds from the message's cause: the kline, the decision or the exchange's answer."""
+    stamps = ("answered_ns", "decided_ns", "recv_ns")
+    cause_ns = next((ns for name in stamps if (ns := getattr(message, name, 0))), 0)
+    return (now_ns - cause_ns) // 1000 if cause_ns else None
+
+
+def messages(bus: Bus, topic: str, symbol: str) -> Iterator[Any]:
+    """Every message of the kinds and the symbol that were asked for, for ever."""
+    while True:
+        for message, _ in bus.receive(500):
+            kind = type(message).__name__
+            if not kind.lower().startswith(topic.rstrip(".").lower().split(".")[0]):
+                continue
+            if symbol and getattr(message, "symbol", "") != symbol:
+                continue
+            if not topic and kind in REPEATED:
+                continue
+            if not topic and isinstance(message, Quote) and message.zone == "NONE":
+                continue
+            yield message
+
+
+def as_json(message: Any, delay_us: int | None) -> str:
+    """One JSON object: kind, latency_us and the message's own fields."""
+    row = {"kind": type(message).__name__, "latency_us": delay_us, **fields(message)}
+    return orjson.dumps(row, default=str).decode()
+
+
+def fields(message: Any) -> dict[str, Any]:
+    """A message and the messages inside it as dicts."""
+    return {name: _plain(value) for name, value in message._asdict().items()}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_fields"):
+        return fields(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def as_text(message: Any, delay_us: int | None) -> Text:
+    """One line: time, kind, latency, then what is not empty."""
+    kind = type(message).__name__
+    delay = "" if delay_us is None else f"{delay_us / 1000:.2f} ms"
+    text = Text(f"{time.strftime('%H:%M:%S')} {kind:<13}{delay:>11}  ", COLOURS.get(kind, ""))
+    shown = ((k, v) for k, v in message._asdict().items() if v not in ("", 0, (), None))
+    text.append("  ".join(f"{name}={_short(value)}" for name, value in shown if name[-3:] != "_ns"))
+    return text
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and value and hasattr(value[0], "_fields"):
+        return "[" + "; ".join(_brief(item) for item in value) + "]"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _brief(item: Any) -> str:
+    names = ("entry_id", "order_link_id", "status", "price", "qty", "bought", "sold")
+    return " ".join(f"{getattr(item, name)}" for name in names if hasattr(item, name))
+
+
+def main() -> None:
+    """Attach to whatever runs with this RUN_DIR, and print."""
+    parser = argparse.ArgumentParser(prog="python -m services.tap", description=__doc__)
+    parser.add_argument("--topic", default="", help="only kinds that begin so: kline, quote, order")
+    parser.add_argument("--symbol", default="", help="only this symbol, for example BTCUSDT")
+    parser.add_argument("--count", type=int, default=0, help="stop after so many messages")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    asked = parser.parse_args()
+    run_dir = load().RUN_DIR
+    if not run_dir.is_dir():
+        sys.exit(f"tap: nothing runs here: no folder {run_dir}; start it with: make up")
+    streams = [name for name, stream in STREAMS.items() if stream.pattern == "PUB"]
+    prefix = asked.topic.lower()
+    if not prefix and asked.symbol:
+        prefix = ""
+    bus = Bus(run_dir, hears=dict.fromkeys(streams, (prefix,)))
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        for seen, message in enumerate(messages(bus, asked.topic, asked.symbol.upper()), 1):
+            delay_us = latency_us(message, time.monotonic_ns())
+            if asked.json:
+                print(as_json(message, delay_us), flush=True)
+            else:
+                console.print(as_text(message, delay_us))
+            if asked.count and seen >= asked.count:
+                return
+    except KeyboardInterrupt:
+        return
+    except BrokenPipeError:  # the reader of a pipe has left: what is unwritten goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        bus.close()

@@ -1,0 +1,171 @@
+"""worker: klines in, quotes out, for its share of the symbols. Knows nothing of positions."""
+
+from typing import Any, ClassVar
+from zlib import crc32
+
+from services.worker.ring import Ring
+from services.worker.strategy import NO_BANDS, NONE, Parameters, bands, distance_pct, nearer, zone
+from shared.actor import Actor
+from shared.messages import (
+    History,
+    HistoryAsk,
+    Instrument,
+    Instruments,
+    InstrumentsAsk,
+    Kline,
+    Message,
+    NoAnswer,
+    Quote,
+)
+from shared.settings import Settings
+
+STALE_NS = 75_000_000_000  # Bybit pushes a kline every 1 to 60 s
+UNIVERSE_NS = 30_000_000_000  # how often the universe is asked for again
+
+
+class Symbol:
+    """One symbol's bars, what was prepared from them, and what was said last."""
+
+    __slots__ = ("asked", "bands", "gate", "heard_ns", "last", "recv_ns", "ring", "said", "ts_ms")
+
+    def __init__(self, interval_ms: int) -> None:
+        self.ring = Ring(interval_ms)
+        self.bands = NO_BANDS
+        self.gate = "warmup"
+        self.last = 0.0
+        self.ts_ms = self.recv_ns = self.heard_ns = 0
+        self.asked = False
+        self.said: tuple[str, str, int, str] = ("", "", 0, "")
+
+
+class Worker(Actor):
+    """Never sees the account. Quotes are a function of the closed bars and the last price."""
+
+    service = "worker"
+    hears: ClassVar[dict[str, tuple[str, ...]]] = {"market": ("kline.", "instrument.")}
+    says = "quotes"
+    asks = ("history", "instruments")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._parameters = settings.part(Parameters)
+        self._interval_ms = settings.interval_ms
+        self._index, self._shards = settings.worker_shard
+        self.shard = settings.WORKER_SHARD
+        self._symbols: dict[str, Symbol] = {}
+        self._universe_ns = 0
+        self._universe_known = False
+
+    def start(self, now_ns: int) -> list[Message]:
+        """The universe first; the bars of each symbol follow."""
+        self._universe_ns = now_ns
+        return [InstrumentsAsk()]
+
+    def handle(self, message: Any, now_ns: int) -> list[Message]:
+        """A tick, a closed bar, the history or the universe."""
+        if isinstance(message, Kline):
+            symbol = self._symbols.get(message.symbol)
+            return self._kline(symbol, message, now_ns) if symbol else []
+        if isinstance(message, History):
+            return self._history(message, now_ns)
+        if isinstance(message, Instruments):
+            return self._universe(message, now_ns)
+        if isinstance(message, Instrument):
+            return [InstrumentsAsk()]
+        if isinstance(message, NoAnswer) and isinstance(message.request, HistoryAsk):
+            if symbol := self._symbols.get(message.request.symbol):
+                symbol.asked = False
+        elif isinstance(message, NoAnswer):
+            self._universe_ns = now_ns - UNIVERSE_NS
+        return []
+
+    def tick(self, now_ns: int) -> list[Message]:
+        """Every quote again, stale ones as NONE; ask for the bars that are missing."""
+        messages: list[Message] = []
+        if now_ns - self._universe_ns >= UNIVERSE_NS:
+            messages += self.start(now_ns)
+        for name, symbol in self._symbols.items():
+            if now_ns - symbol.heard_ns > STALE_NS and symbol.heard_ns:
+                symbol.gate = "stale"
+            if symbol.last:
+                messages.append(self._quote(name, symbol, now_ns))
+            if symbol.gate in ("warmup", "hole") and not symbol.asked:
+                symbol.asked = True
+                messages.append(HistoryAsk(name))
+        waiting = sum(symbol.gate in ("warmup", "hole") for symbol in self._symbols.values())
+        self.ready = self._universe_known and not waiting
+        self.note = f"{len(self._symbols) - waiting}/{len(self._symbols)} symbols"
+        heard = [symbol.heard_ns for symbol in self._symbols.values() if symbol.heard_ns]
+        self.ages_ms["feed"] = (now_ns - max(heard)) // 1_000_000 if heard else -1
+        return messages
+
+    def _kline(self, symbol: Symbol, kline: Kline, now_ns: int) -> list[Message]:
+        """The hot path: when nothing changed, a few comparisons."""
+        if kline.ts_ms >= symbol.ts_ms:
+            symbol.last, symbol.ts_ms, symbol.recv_ns = kline.close, kline.ts_ms, kline.recv_ns
+        symbol.heard_ns = now_ns
+        if kline.confirm and symbol.ring.append(kline.start_ms, kline[2:7]):
+            self.counters["bars"] += 1
+            self._prepare(symbol)
+        elif kline.start_ms > symbol.ring.next_ms:
+            symbol.gate = "hole" if symbol.ring.count else "warmup"
+        elif symbol.gate == "stale":
+            self._prepare(symbol)
+        edge = nearer(symbol.bands, symbol.last)
+        where = NONE if symbol.gate else zone(edge, symbol.last)
+        if (edge.side, where, symbol.ring.next_ms, symbol.gate) == symbol.said:
+            return []
+        return [self._quote(kline.symbol, symbol, now_ns)]
+
+    def _prepare(self, symbol: Symbol) -> None:
+        """A bar closed: new bands, or the reason why there are none."""
+        if symbol.ring.count < self._parameters.bb_length:
+            symbol.bands = NO_BANDS
+        else:
+            symbol.bands = bands(symbol.ring.window(self._parameters.bb_length), self._parameters)
+        symbol.gate = symbol.bands.gate
+
+    def _quote(self, name: str, symbol: Symbol, now_ns: int) -> Quote:
+        b, last = symbol.bands, symbol.last
+        edge = nearer(b, last)
+        where = NONE if symbol.gate else zone(edge, last)
+        symbol.said = (edge.side, where, symbol.ring.next_ms, symbol.gate)
+        self.counters[where] += 1
+        return Quote(
+            *(name, edge.side, edge.price, where, symbol.gate, b.take_profit_pct, b.lower.band),
+            *(b.upper.band, last, distance_pct(edge, last), b.volatility_pct, symbol.ring.next_ms),
+            *(symbol.ts_ms, symbol.recv_ns, now_ns),
+        )
+
+    def _history(self, history: History, now_ns: int) -> list[Message]:
+        symbol = self._symbols.get(history.symbol)
+        if symbol is None:
+            return []
+        symbol.asked = False
+        if not history.bars:
+            return []
+        symbol.ring.load(history.start_ms, history.bars)
+        self._prepare(symbol)
+        return [self._quote(history.symbol, symbol, now_ns)] if symbol.last else []
+
+    def _universe(self, universe: Instruments, now_ns: int) -> list[Message]:
+        """Take on new symbols of our shard, say a last NONE for those that are gone."""
+        if not universe.instruments:
+            self._universe_ns = now_ns - UNIVERSE_NS
+            return []
+        self._universe_known = True
+        names = {i.symbol for i in universe.instruments if self._owns(i.symbol)}
+        gone = [name for name in self._symbols if name not in names]
+        messages: list[Message] = []
+        for name in gone:
+            symbol = self._symbols.pop(name)
+            symbol.gate = "not_tradeable"
+            messages.append(self._quote(name, symbol, now_ns))
+        for name in sorted(names - self._symbols.keys()):
+            self._symbols[name] = Symbol(self._interval_ms)
+            self._symbols[name].asked = True
+            messages.append(HistoryAsk(name))
+        return messages
+
+    def _owns(self, name: str) -> bool:
+        return crc32(name.encode()) % self._shards == self._index

@@ -1,0 +1,253 @@
+"""actor: the only loop. Messages in, hooks, messages out; nothing else touches a socket.
+
+A service is a class with five hooks. A hook that raises ends the process; supervisord starts it
+again and `start` catches up.
+"""
+
+import ctypes
+import fcntl
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from shared.bus import STREAMS, Bus
+from shared.messages import Execution, Health, Link, Message, OrderRequest
+from shared.settings import VERSION, WRONG_SETTING_EXIT, Settings, WrongSetting, load
+
+TICK_NS = 1_000_000_000
+INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
+PR_SET_PDEATHSIG = 1
+NEWS = (OrderRequest, Execution)  # what an operator would tell a colleague
+
+log = logging.getLogger("dm")
+
+
+class Actor:
+    """The shape of a service. Hooks get the monotonic clock in ns and return messages to send."""
+
+    service: ClassVar[str]
+    hears: ClassVar[dict[str, tuple[str, ...]]] = {}
+    says: ClassVar[str]
+    answers: ClassVar[tuple[str, ...]] = ()
+    asks: ClassVar[tuple[str, ...]] = ()
+    links: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, settings: Settings) -> None:
+        self.counters: Counter[str] = Counter()
+        self.ages_ms: dict[str, int] = {}
+        self.ready = False
+        self.note = "starting"
+        self.shard = ""
+
+    def start(self, now_ns: int) -> list[Message]:
+        """Catch up: the same path after a first start and after a crash."""
+        return []
+
+    def handle(self, message: Any, now_ns: int) -> list[Message]:
+        """One message, from the bus or from a library thread."""
+        return []
+
+    def answer(self, request: Any, now_ns: int) -> list[Message]:
+        """One ask: the reply is whichever message its stream carries, the rest is said."""
+        return []
+
+    def tick(self, now_ns: int) -> list[Message]:
+        """Once a second: say the state again, look at deadlines."""
+        return []
+
+    def stop(self, now_ns: int) -> list[Message]:
+        """The last words of an orderly end."""
+        return []
+
+
+class Door(Protocol):
+    """What leads out of the pipeline: takes some messages, posts its own into the inbox."""
+
+    takes: tuple[type[Any], ...]
+
+    def send(self, message: Any) -> None:
+        """Hand over to a library thread; never blocks."""
+
+    def close(self) -> None:
+        """End the threads."""
+
+
+class Inbox:
+    """Where library threads post. A post wakes the loop; a full inbox drops and counts."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Any] = deque()
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def post(self, message: Any) -> None:
+        """From any thread."""
+        if len(self._queue) >= INBOX_LIMIT:
+            self.dropped += 1
+            return
+        self._queue.append(message)
+        os.eventfd_write(self.fd, 1)
+
+    def take(self) -> list[Any]:
+        """All that is there now."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return []
+        return [self._queue.popleft() for _ in range(len(self._queue))]
+
+
+class Loop:
+    """One actor, its bus, its inbox and its door, until SIGTERM."""
+
+    def __init__(self, actor: Actor, bus: Bus, inbox: Inbox, door: Door | None, slot: int) -> None:
+        self._actor, self._bus, self._inbox, self._door = actor, bus, inbox, door
+        self._slot = slot
+        self._stopping = False
+        self._stage_ns: deque[int] = deque(maxlen=2_000)
+        self._asks = {t: name for name in actor.asks for t in STREAMS[name].carries}
+        self._answers = {t for name in actor.answers for t in STREAMS[name].carries}
+        self._says = STREAMS[actor.says].carries
+        bus.watch(inbox.fd)
+
+    def request_stop(self, *_: object) -> None:
+        """For signal handlers: wakes the loop, which then drains and ends."""
+        self._stopping = True
+        os.eventfd_write(self._inbox.fd, 1)
+
+    def run(self) -> None:
+        """Until asked to stop. Whatever a hook raises comes out of here."""
+        now_ns = time.monotonic_ns()
+        self._send(self._actor.start(now_ns), now_ns)
+        next_tick_ns = now_ns
+        while not self._stopping:
+            self._turn((next_tick_ns - now_ns) / 1e6)
+            now_ns = time.monotonic_ns()
+            if now_ns >= next_tick_ns:
+                next_tick_ns = max(next_tick_ns + TICK_NS, now_ns)
+                self._tick(now_ns)
+        self._turn(0)
+        self._send(self._actor.stop(now_ns), now_ns)
+
+    def _turn(self, timeout_ms: float) -> None:
+        for message, socket in self._bus.receive(timeout_ms):
+            started_ns = time.monotonic_ns()
+            if socket is None:
+                self._send(self._actor.handle(message, started_ns), started_ns)
+            else:
+                self._send(self._actor.answer(message, started_ns), started_ns, socket)
+            self._stage_ns.append(time.monotonic_ns() - started_ns)
+        for message in self._inbox.take():
+            self._handle(message, time.monotonic_ns())
+
+    def _tick(self, now_ns: int) -> None:
+        for message in self._bus.overdue(now_ns):
+            self._handle(message, now_ns)
+        self._send(self._actor.tick(now_ns), now_ns)
+        self._bus.publish(self._health())
+
+    def _handle(self, message: Any, now_ns: int) -> None:
+        if isinstance(message, Link):
+            log.info("%s", line(message))
+        self._send(self._actor.handle(message, now_ns), now_ns)
+        self._stage_ns.append(time.monotonic_ns() - now_ns)
+
+    def _send(self, messages: list[Message], now_ns: int, asker: Any = None) -> None:
+        for message in messages:
+            kind = type(message)
+            if self._door and kind in self._door.takes:
+                self._door.send(message)
+            if asker and kind in self._answers:
+                self._bus.reply(asker, message)
+                asker = None
+            elif kind in self._says:
+                self._bus.publish(message)
+            elif kind in self._asks:
+                self._bus.ask(self._asks[kind], message, now_ns)
+            if kind in NEWS:
+                log.info("%s", line(message))
+        if asker:
+            self._bus.refuse(asker)
+
+    def _health(self) -> Health:
+        actor, times = self._actor, sorted(self._stage_ns) or [0]
+        lost = {"malformed": self._bus.malformed, "inbox_dropped": self._inbox.dropped}
+        return Health(
+            *(actor.service, self._slot, os.getpid(), actor.ready, actor.note, actor.shard),
+            inbox=len(self._inbox),
+            counters={**actor.counters, **lost},
+            ages_ms=actor.ages_ms,
+            p50_us=times[len(times) // 2] // 1000,
+            p99_us=times[len(times) * 99 // 100] // 1000,
+            version=VERSION,
+        )
+
+
+def line(message: Any) -> str:
+    """Event, then key=value; what is empty is left out."""
+    pairs = (f"{k}={v}" for k, v in message._asdict().items() if v not in ("", 0, None))
+    return " ".join((type(message).__name__, *pairs))
+
+
+def hold_lock(run_dir: Path, name: str) -> int:
+    """The lock file of one role and slot, held until the process ends. Exits if it is taken."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(run_dir / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"{name}: already running with RUN_DIR={run_dir}, pid {os.read(fd, 20).decode()}")
+    os.truncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when its parent (supervisord) dies: no orphan trades on."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the parent process died during the start")
+
+
+def run(actor_class: type[Actor]) -> None:
+    """The whole life of a service process."""
+    settings = load()
+    logging.basicConfig(
+        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
+    )
+    os.umask(0o077)
+    if settings.DIE_WITH_PARENT:
+        die_with_parent()
+    actor = actor_class(settings)
+    slot = settings.WORKER_SLOT if actor.service == "worker" else 0
+    hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")
+    inbox = Inbox()
+    door = None
+    if actor.links:
+        from shared.bybit import Exchange  # noqa: PLC0415 - workers start without pybit
+
+        door = Exchange(settings, inbox.post, actor.links)
+    bus = Bus(settings.RUN_DIR, slot, actor.hears, actor.says, actor.answers, actor.asks)
+    loop = Loop(actor, bus, inbox, door, slot)
+    signal.signal(signal.SIGTERM, loop.request_stop)
+    signal.signal(signal.SIGINT, loop.request_stop)
+    log.info("%s start slot=%s version=%s", actor.service, slot, VERSION)
+    try:
+        loop.run()
+    except WrongSetting as error:
+        log.error("wrong_setting %s", error)
+        sys.exit(WRONG_SETTING_EXIT)
+    finally:
+        bus.close()
+        if door:
+            door.close()
+    log.info("%s stop", actor.service)

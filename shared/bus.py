@@ -1,0 +1,199 @@
+"""bus: the table of streams, and the only place where ZeroMQ is spoken.
+
+PUB binds, everyone may listen; REP binds, a DEALER asks with a request id and a deadline. PUB drops
+in silence at its high-water mark and for slow joiners: whatever matters is said again or asked for.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import zmq
+
+from shared.messages import (
+    MAX_FRAME_BYTES,
+    Ask,
+    Control,
+    Execution,
+    FullSet,
+    Grant,
+    Health,
+    History,
+    HistoryAsk,
+    Instrument,
+    Instruments,
+    InstrumentsAsk,
+    Kline,
+    LedgerAsk,
+    Malformed,
+    Message,
+    Mode,
+    NoAnswer,
+    OrderRequest,
+    OrderUpdate,
+    Position,
+    Quote,
+    Wallet,
+    decode,
+    encode,
+    topic,
+)
+
+MAX_SLOTS = 16  # workers of two generations: scaling from 8 to 8 shards fits
+ASK_DEADLINE_NS = 2_000_000_000
+MAX_DRAIN = 1_000  # messages of one socket per wake-up, so that no socket starves another
+MAX_PATH = 107  # bytes of a unix socket path on Linux
+
+
+class Stream(NamedTuple):
+    """One row of the topology: who binds it, how, what it carries and what it may queue."""
+
+    name: str
+    pattern: str
+    owner: str
+    carries: tuple[type[Any], ...]
+    high_water_mark: int = 10_000
+
+
+STREAMS = {
+    stream.name: stream
+    for stream in (
+        Stream("market", "PUB", "ingestor", (Instrument, Kline, Health), 100_000),
+        Stream("quotes", "PUB", "worker", (Quote, Health)),
+        Stream("commands", "PUB", "router", (OrderRequest, Health)),
+        Stream(
+            "account", "PUB", "keeper", (Position, Mode, OrderUpdate, Execution, Wallet, Health)
+        ),
+        Stream("history", "REP", "ingestor", (HistoryAsk, History)),
+        Stream("instruments", "REP", "ingestor", (InstrumentsAsk, Instruments)),
+        Stream("ledger", "REP", "keeper", (Ask, Grant, LedgerAsk, FullSet, Control, Mode)),
+    )
+}
+
+
+def endpoints(run_dir: Path, name: str) -> list[str]:
+    """Every endpoint of a stream: one, but for the workers', who each bind their own slot."""
+    if STREAMS[name].owner == "worker":
+        return [endpoint(run_dir, name, slot) for slot in range(MAX_SLOTS)]
+    return [endpoint(run_dir, name, 0)]
+
+
+def endpoint(run_dir: Path, name: str, slot: int) -> str:
+    """`ipc://run/market`, `ipc://run/quotes-3`. Raises ValueError where the path is too long."""
+    path = run_dir / (f"{name}-{slot}" if STREAMS[name].owner == "worker" else name)
+    if len(bytes(path)) > MAX_PATH:
+        raise ValueError(f"RUN_DIR: {path} is over {MAX_PATH} bytes, too long for a socket")
+    return f"ipc://{path}"
+
+
+class Bus:
+    """The sockets of one actor. Everything else sees messages."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        slot: int = 0,
+        hears: Mapping[str, Iterable[str]] | None = None,
+        says: str = "",
+        answers: Iterable[str] = (),
+        asks: Iterable[str] = (),
+    ) -> None:
+        self._run_dir = run_dir
+        self._context = zmq.Context()
+        self._poller = zmq.Poller()
+        self._says = self._bind(zmq.PUB, says, slot) if says else None
+        self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
+        self._hears = [self._hear(name, topics) for name, topics in (hears or {}).items()]
+        self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
+        for socket in (*self._replies, *self._hears, *self._asks.values()):
+            self._poller.register(socket, zmq.POLLIN)
+        self._pending: dict[bytes, tuple[int, Message]] = {}
+        self._asked = 0
+        self.malformed = 0
+
+    def watch(self, fd: int) -> None:
+        """Wake `receive` when this file descriptor is readable, too."""
+        self._poller.register(fd, zmq.POLLIN)
+
+    def publish(self, message: Message) -> None:
+        """To all who listen. Never blocks."""
+        if self._says is not None:
+            self._says.send_multipart((topic(message), encode(message)))
+
+    def ask(self, name: str, message: Message, now_ns: int) -> None:
+        """To whoever answers this stream; the answer, or NoAnswer, comes back by `receive`."""
+        self._asked += 1
+        request_id = self._asked.to_bytes(8, "big")
+        self._pending[request_id] = (now_ns + ASK_DEADLINE_NS, message)
+        try:
+            self._asks[name].send_multipart((request_id, b"", encode(message)), zmq.NOBLOCK)
+        except zmq.Again:
+            self._pending[request_id] = (now_ns, message)  # nobody there: overdue at once
+
+    def overdue(self, now_ns: int) -> list[NoAnswer]:
+        """What was asked and not answered in time; forgotten here, so each is said once."""
+        late = [key for key, (deadline, _) in self._pending.items() if deadline <= now_ns]
+        return [NoAnswer(self._pending.pop(key)[1]) for key in late]
+
+    def receive(self, timeout_ms: float) -> Iterator[tuple[Any, "zmq.Socket[bytes] | None"]]:
+        """Messages as they come, each with the socket to reply on if it was an ask."""
+        ready = dict(self._poller.poll(max(0, int(timeout_ms))))
+        for socket in self._replies:
+            if socket in ready:
+                yield from ((message, socket) for message in self._drain(socket))
+        for socket in (*self._asks.values(), *self._hears):
+            if socket in ready:
+                yield from ((message, None) for message in self._drain(socket))
+
+    def reply(self, socket: "zmq.Socket[bytes]", message: Message) -> None:
+        """Answer the ask that `receive` gave with this socket."""
+        socket.send(encode(message))
+
+    def refuse(self, socket: "zmq.Socket[bytes]") -> None:
+        """An empty answer, which no decoder takes: the asker hears NoAnswer at its deadline."""
+        socket.send(b"")
+
+    def close(self) -> None:
+        """Let what was said leave, for a moment, then close."""
+        self._context.destroy(linger=200)
+
+    def _drain(self, socket: "zmq.Socket[bytes]") -> Iterator[Any]:
+        for _ in range(MAX_DRAIN):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode(frames[-1])
+            except Malformed:
+                self.malformed += 1
+                if socket.socket_type == zmq.REP:
+                    self.refuse(socket)
+                continue
+            if socket.socket_type == zmq.DEALER and not self._pending.pop(frames[0], None):
+                continue  # answered after its deadline: the asker has moved on
+            yield message
+
+    def _hear(self, name: str, topics: Iterable[str]) -> "zmq.Socket[bytes]":
+        socket = self._connect(zmq.SUB, name)
+        for prefix in topics:
+            socket.subscribe(prefix)
+        return socket
+
+    def _bind(self, kind: int, name: str, slot: int) -> "zmq.Socket[bytes]":
+        socket = self._socket(kind, name)
+        socket.bind(endpoint(self._run_dir, name, slot))
+        return socket
+
+    def _connect(self, kind: int, name: str) -> "zmq.Socket[bytes]":
+        socket = self._socket(kind, name)
+        for address in endpoints(self._run_dir, name):
+            socket.connect(address)
+        return socket
+
+    def _socket(self, kind: int, name: str) -> "zmq.Socket[bytes]":
+        socket = self._context.socket(kind)
+        socket.set_hwm(STREAMS[name].high_water_mark)
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        return socket

@@ -1,0 +1,465 @@
+"""messages: every message of the pipeline, declared once, and its form on the wire.
+
+A frame is one version byte and a msgpack array `[kind, field, ...]` in declaration order. Fields
+are appended with a default and never reordered, so an older reader ignores what it does not know.
+Decimals travel as strings. Clocks: `_ms` is market time (the exchange's), `_ns` is the machine's
+monotonic clock, comparable between processes of one machine and with nothing else.
+"""
+
+import re
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgpack
+
+VERSION = b"\x01"
+OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+))?")
+MAX_FRAME_BYTES = 16 * 2**20  # the largest honest frame is a FullSet: about 200 kB
+
+MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")
+"""What is allowed, from all to nothing but getting out; the worst of all triggers holds."""
+
+RUN, NO_ENTRY, REDUCE_ONLY, CANCEL_ALL, FLATTEN = MODES
+ENTRY, EXIT = "entry", "exit"
+
+Version = tuple[str, int]
+"""Ledger id and journal row number: larger wins within one ledger, another ledger starts over."""
+
+
+class Malformed(ValueError):
+    """A frame that is not one of ours: counted and dropped, never fatal."""
+
+
+# Market data: said by the ingestor.
+
+
+class Instrument(NamedTuple):
+    """What may be traded, and on which grid (`instruments-info`: priceFilter, lotSizeFilter)."""
+
+    symbol: str
+    tick_size: Decimal
+    qty_step: Decimal
+    min_order_qty: Decimal
+    max_order_qty: Decimal
+    min_notional_value: Decimal
+    status: str
+    funding_interval_min: int
+    symbol_type: str = ""
+
+
+class Kline(NamedTuple):
+    """Data: one push of `kline.<interval>.<symbol>`; `confirm` marks the last one of its bar."""
+
+    symbol: str
+    start_ms: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    turnover: float
+    confirm: bool
+    ts_ms: int
+    recv_ns: int
+
+
+class HistoryAsk(NamedTuple):
+    """The closed bars of one symbol, please."""
+
+    symbol: str
+
+
+class History(NamedTuple):
+    """Closed, contiguous bars: `bars` is float64 (rows, 5), oldest first, as bytes.
+
+    Columns: open, high, low, close, volume. `start_ms` is the oldest bar's.
+    """
+
+    symbol: str
+    start_ms: int
+    bars: bytes
+
+
+class InstrumentsAsk(NamedTuple):
+    """The universe, please."""
+
+
+class Instruments(NamedTuple):
+    """The universe: every instrument that may be traded now."""
+
+    instruments: tuple[Instrument, ...]
+
+
+# Opinions: said by the workers.
+
+
+class Quote(NamedTuple):
+    """An opinion: where an entry of `side` should rest, and whether it should rest now.
+
+    `zone` is ARM (create), HOLD (keep) or NONE; `gate` says why NONE when it is not the distance.
+    `bar_start_ms` is the forming bar; `distance_pct` is positive before the band is reached.
+    Identity: symbol + ts_ms of the kline it was made from.
+    """
+
+    symbol: str
+    side: str
+    price: float
+    zone: str
+    gate: str
+    take_profit_pct: float
+    lower: float
+    upper: float
+    last: float
+    distance_pct: float
+    volatility_pct: float
+    bar_start_ms: int
+    ts_ms: int
+    recv_ns: int
+    decided_ns: int
+
+
+# Decisions: said by the router.
+
+
+class OrderRequest(NamedTuple):
+    """A decision and what came of it: `outcome` is "", accepted, refused or unknown.
+
+    `action` is create, amend or cancel. Identity: order_link_id + command, which counts up, over
+    restarts too.
+    """
+
+    order_link_id: str
+    command: int
+    action: str
+    symbol: str
+    side: str
+    price: Decimal
+    qty: Decimal
+    time_in_force: str
+    reduce_only: bool
+    recv_ns: int
+    decided_ns: int
+    outcome: str = ""
+    ret_code: int = 0
+    reason: str = ""
+    answered_ns: int = 0
+    rate_limit: int = 0
+
+
+class Ask(NamedTuple):
+    """May this entry be created? Identity: order_link_id."""
+
+    order_link_id: str
+    symbol: str
+    side: str
+    bar_start_ms: int
+    price: Decimal
+    qty: Decimal
+    take_profit_pct: Decimal
+    recv_ns: int
+    decided_ns: int
+
+
+class Grant(NamedTuple):
+    """The answer to an Ask: granted once per id; a refusal says why in `reason`."""
+
+    order_link_id: str
+    granted: bool
+    reason: str = ""
+
+
+# Facts and their memory: said by the keeper.
+
+
+class OrderUpdate(NamedTuple):
+    """A fact: the exchange's word on one order (`order` topic, `order/realtime`)."""
+
+    order_link_id: str
+    order_id: str
+    symbol: str
+    side: str
+    price: Decimal
+    qty: Decimal
+    status: str
+    cum_exec_qty: Decimal
+    avg_price: Decimal
+    reduce_only: bool
+    reject_reason: str
+    created_ms: int
+    updated_ms: int
+
+
+class Execution(NamedTuple):
+    """A fact: one fill (`execution` topic, `execution/list`). `exec_fee` > 0 is paid."""
+
+    exec_id: str
+    order_link_id: str
+    order_id: str
+    symbol: str
+    side: str
+    exec_type: str
+    exec_price: Decimal
+    exec_qty: Decimal
+    exec_fee: Decimal
+    is_maker: bool
+    exec_time_ms: int
+
+
+class Wallet(NamedTuple):
+    """A fact: the account in USDT (`wallet` topic, `wallet-balance`)."""
+
+    equity: Decimal
+    balance: Decimal
+    available: Decimal
+    unrealised: Decimal
+
+
+class Order(NamedTuple):
+    """One of our orders as the ledger knows it; `status` Granted means: sent, or about to be."""
+
+    order_link_id: str
+    order_id: str
+    symbol: str
+    side: str
+    kind: str
+    price: Decimal
+    qty: Decimal
+    cum_exec_qty: Decimal
+    status: str
+    bar_start_ms: int
+    take_profit_pct: Decimal
+    updated_ms: int
+    reject_reason: str = ""
+
+
+class Lot(NamedTuple):
+    """The filled part of one entry. `sold` counts all exits, `sold_before` the finished ones.
+
+    `cost` and `proceeds` are sums of price * quantity, `fees` a sum in USDT. `exits` is the number
+    of finished exits, and so the number of the next one. `closed_ms` is 0 while the lot is open.
+    """
+
+    entry_id: str
+    symbol: str
+    side: str
+    bought: Decimal
+    cost: Decimal
+    sold: Decimal
+    proceeds: Decimal
+    fees: Decimal
+    sold_before: Decimal
+    exits: int
+    take_profit_pct: Decimal
+    bar_start_ms: int
+    opened_ms: int
+    closed_ms: int = 0
+
+    @property
+    def entry_price(self) -> Decimal:
+        """Average price of what was bought."""
+        return self.cost / self.bought
+
+
+class Position(NamedTuple):
+    """The whole truth of one symbol: its lots, our non-terminal orders, the foreign quantity."""
+
+    symbol: str
+    version: Version
+    lots: tuple[Lot, ...]
+    orders: tuple[Order, ...]
+    foreign_qty: Decimal = Decimal(0)
+    no_entry: str = ""
+
+
+class Mode(NamedTuple):
+    """RUN, NO_ENTRY, REDUCE_ONLY, CANCEL_ALL or FLATTEN, why, and which symbols are not empty."""
+
+    version: Version
+    mode: str
+    reason: str
+    symbols: tuple[str, ...]
+    slots: int = 0
+    differences: int = 0
+
+
+class LedgerAsk(NamedTuple):
+    """Everything the ledger holds, please."""
+
+
+class FullSet(NamedTuple):
+    """All Positions that are not empty, and the Mode."""
+
+    positions: tuple[Position, ...]
+    mode: Mode
+
+
+class Control(NamedTuple):
+    """An operator's wish: RUN lifts what an operator set, any other mode sets it. Answer: Mode."""
+
+    mode: str
+    who: str
+
+
+class Health(NamedTuple):
+    """How a process is: said by each on its own stream, every tick."""
+
+    service: str
+    slot: int
+    pid: int
+    ready: bool
+    note: str
+    shard: str
+    inbox: int
+    counters: dict[str, int]
+    ages_ms: dict[str, int]
+    p50_us: int
+    p99_us: int
+    version: str
+
+
+# Between an actor and its library threads: never on the wire.
+
+
+class Subscribe(NamedTuple):
+    """Hear these public topics from now on, all of them and no others."""
+
+    topics: tuple[str, ...]
+
+
+class Fetch(NamedTuple):
+    """One REST read: what is instruments, klines, orders, order, executions, positions, wallet,
+    account or leverage (the two that write: one-way mode, leverage 1)."""
+
+    what: str
+    symbol: str = ""
+    start_ms: int = 0
+    order_link_id: str = ""
+
+
+class Fetched(NamedTuple):
+    """What came of a Fetch: translated rows, all pages; or `error`, and then no rows."""
+
+    ask: Fetch
+    rows: tuple[Any, ...]
+    error: str = ""
+    ret_code: int = 0
+
+
+class Holding(NamedTuple):
+    """The exchange's aggregate of one symbol (`position/list`): positive is long."""
+
+    symbol: str
+    qty: Decimal
+
+
+class Link(NamedTuple):
+    """A websocket came up or went down; what was pushed in between is lost."""
+
+    name: str
+    up: bool
+    reason: str = ""
+
+
+class NoAnswer(NamedTuple):
+    """Nobody answered `request` before its deadline."""
+
+    request: Any
+
+
+Message = tuple[Any, ...]  # any NamedTuple of this module
+
+_ON_THE_WIRE: tuple[type[Any], ...] = (
+    *(Instrument, Kline, HistoryAsk, History, InstrumentsAsk, Instruments, Quote, OrderRequest),
+    *(
+        Ask,
+        Grant,
+        OrderUpdate,
+        Execution,
+        Wallet,
+        Position,
+        Mode,
+        LedgerAsk,
+        FullSet,
+        Control,
+        Health,
+    ),
+)
+_packer = msgpack.Packer(default=str)
+
+
+def entry_id(symbol: str, side: str, bar_start_ms: int) -> str:
+    """`dm-<symbol>-<bar in minutes, hex>-<B|S>`, at most 32 characters: the id is the dedup."""
+    return f"dm-{symbol}-{bar_start_ms // 60_000:x}-{side[0]}"
+
+
+def exit_id(entry: str, number: int) -> str:
+    """The id of a lot's exit: the entry's, and how many exits the lot has finished before."""
+    return f"{entry}x{number}"
+
+
+def parse_id(order_link_id: str) -> tuple[str, int | None] | None:
+    """(entry id, number of the exit or None for the entry itself); None if the id is not ours."""
+    found = OUR_ID.fullmatch(order_link_id)
+    return (found[1], int(found[2]) if found[2] else None) if found else None
+
+
+def encode(message: Message) -> bytes:
+    """The frame of one message."""
+    packed: bytes = _packer.pack((type(message).__name__, *message))
+    return VERSION + packed
+
+
+def decode(frame: bytes) -> Any:
+    """The message of one frame. Raises Malformed, and nothing else, whatever the bytes are."""
+    if frame[:1] != VERSION or len(frame) > MAX_FRAME_BYTES:
+        raise Malformed(f"expected version {VERSION!r}, got {frame[:1]!r} of {len(frame)} bytes")
+    try:
+        kind, *fields = msgpack.unpackb(frame[1:], use_list=False)
+        return build(_KINDS[kind], fields)
+    except (ValueError, TypeError, KeyError, InvalidOperation, msgpack.UnpackException) as error:
+        raise Malformed(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=100_000)
+def topic_of(kind: Any, symbol: str) -> bytes:
+    """`kline.BTCUSDT.`: the closing dot keeps it from matching `BTCUSDT-27JUN25`."""
+    return f"{kind.__name__.lower()}.{symbol}.".encode()
+
+
+def topic(message: Any) -> bytes:
+    """The topic a message is published under: its kind and symbol, or service and slot."""
+    if isinstance(message, Health):
+        return topic_of(Health, f"{message.service}-{message.slot}")
+    return topic_of(type(message), getattr(message, "symbol", ""))
+
+
+def _converter(hint: Any) -> Callable[[Any], Any] | None:
+    """What turns a field's wire form into its type, or None if the wire form is the type."""
+    if hint is Decimal:
+        return Decimal
+    if get_origin(hint) is tuple and hasattr(get_args(hint)[0], "_fields"):
+        inner = get_args(hint)[0]
+        return lambda rows: tuple(build(inner, row) for row in rows)
+    if hasattr(hint, "_fields"):
+        return lambda row: build(hint, row)
+    return None
+
+
+@cache
+def _converters(cls: Any) -> list[tuple[int, Callable[[Any], Any]]]:
+    found = [_converter(hint) for hint in get_type_hints(cls).values()]
+    return [(index, convert) for index, convert in enumerate(found) if convert]
+
+
+def build(cls: type[Any], row: Any) -> Any:
+    """One message of this class from its wire form, or from a database row."""
+    fields = list(row)
+    for index, convert in _converters(cls):
+        if index < len(fields):
+            fields[index] = convert(fields[index])
+    return cls(*fields[: len(cls._fields)])
+
+
+_KINDS = {cls.__name__: cls for cls in _ON_THE_WIRE}

@@ -1,0 +1,178 @@
+"""settings: every number an owner may change, validated before anything starts.
+
+Names, units and ranges are documented in `.env.example`; the environment wins over `.env`.
+"""
+
+import os
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+VERSION = "0.1.0"
+PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
+WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+FAMILIES = ("BAND_", "BB_", "BYBIT_", "DCA_", "PAPER_", "QUOTE_")  # a typo in these is an error
+Part = TypeVar("Part", bound=NamedTuple)
+
+
+class WrongSetting(Exception):
+    """The configuration cannot work, as the exchange or a file shows: one line, exit code 2."""
+
+
+class Settings(BaseSettings):
+    """One flat table. Unknown names in `.env`, and unknown names of our families, are refused."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="forbid", case_sensitive=True, frozen=True, env_ignore_empty=True
+    )
+
+    BYBIT_ENV: Literal["paper", "demo", "testnet", "mainnet"] = "paper"
+    BYBIT_API_KEY: str = ""
+    BYBIT_API_SECRET: SecretStr = SecretStr("")
+    BYBIT_REST_URL: str = ""
+    BYBIT_STREAM_URL: str = ""
+    CONFIRM_LIVE: Literal["yes", "no"] = "no"
+    RECV_WINDOW_MS: int = Field(2_000, ge=1_000, le=60_000)
+
+    SYMBOLS: str = ""
+    EXCLUDE_SYMBOLS: str = ""
+    SYMBOL_TYPES: str = ",innovation"
+    INTERVAL: Literal["1", "3", "5", "15", "30", "60"] = "1"
+
+    BB_LENGTH: int = Field(7, ge=2, le=300)
+    BB_MULT: float = Field(3.0, gt=0, le=20)
+    BB_DEV_MULT: float = Field(1.5, gt=0, le=20)
+    BAND_PROXIMITY_PCT: float = Field(0.3, ge=0, le=10)
+    BAND_OVERSHOOT_PCT: float = Field(0.5, ge=0, le=10)
+    BAND_EXIT_PCT: float = Field(0.5, ge=0, le=10)
+    MIN_VOLATILITY_PCT: float = Field(0.20, ge=0, le=100)
+    BASE_FEE_PCT: float = Field(0.275, ge=0, le=10)
+    ENTRY_BUFFER_PCT: float = Field(0.05, ge=-5, le=5)
+
+    SIZE_USDT: Decimal = Field(Decimal(10), gt=0, le=100_000)
+    MAX_SLOTS: int = Field(100, ge=1, le=500)
+    MAX_SYMBOLS: int = Field(50, ge=1, le=500)
+    MAX_LOTS_PER_SYMBOL: int = Field(10, ge=1, le=100)
+    DCA_MIN_STEP_PCT: float = Field(0.2, ge=0, le=100)
+    MIN_REPRICE_PCT: float = Field(0.02, ge=0, le=10)
+    QUOTE_TTL_MS: int = Field(5_000, ge=1_000, le=600_000)
+    RECONCILE_SECONDS: int = Field(10, ge=2, le=3_600)
+
+    RUN_DIR: Path = Path("run")
+    SHARDS: int = Field(2, ge=1, le=8)
+    WORKER_SLOT: int = Field(0, ge=0, le=15)
+    WORKER_SHARD: str = Field("0/1", pattern=r"^\d+/\d+$")
+    LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    DIE_WITH_PARENT: bool = False
+
+    PAPER_PORT: int = Field(8801, ge=1, le=65_535)
+    PAPER_FEED: Literal["synthetic", "replay"] = "synthetic"
+    PAPER_DATA: str = ""
+    PAPER_START: str = ""
+    PAPER_HOURS: float = Field(0, ge=0)
+    PAPER_SPEED: float = Field(1.0, gt=0, le=10_000)
+    PAPER_SEED: int = Field(1, ge=0)
+    PAPER_HOUR: float = Field(0.0, ge=0, lt=24)
+    PAPER_SYMBOLS: int = Field(500, ge=1, le=500)
+    PAPER_BALANCE_USDT: Decimal = Field(Decimal(1_000), gt=0)
+    PAPER_ACK_MS: float = Field(1.0, ge=0, le=60_000)
+    PAPER_RATE_LIMIT: int = Field(10, ge=1, le=100_000)
+
+    @field_validator("PAPER_DATA")
+    @classmethod
+    def _data_exists(cls, value: str) -> str:
+        if value and not Path(value).exists():
+            raise ValueError("no such file or folder")
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Settings":
+        if self.BYBIT_ENV != "paper" and not (self.BYBIT_API_KEY and self.api_secret):
+            raise ValueError(
+                f"BYBIT_API_KEY, BYBIT_API_SECRET: needed with BYBIT_ENV={self.BYBIT_ENV}"
+            )
+        hosts = {urlsplit(url).hostname for url in (self.BYBIT_REST_URL, self.BYBIT_STREAM_URL)}
+        if self.BYBIT_ENV == "paper" and not hosts <= {None, *LOOPBACK}:
+            raise ValueError("BYBIT_REST_URL, BYBIT_STREAM_URL: BYBIT_ENV=paper stays on loopback")
+        if self.BYBIT_ENV == "mainnet" and self.CONFIRM_LIVE != "yes":
+            raise ValueError("CONFIRM_LIVE: must be yes to trade real money with BYBIT_ENV=mainnet")
+        if self.BYBIT_ENV == "paper" and self.INTERVAL != "1":
+            raise ValueError(
+                f"INTERVAL: the paper exchange has 1-minute klines, got {self.INTERVAL}"
+            )
+        if self.PAPER_FEED == "replay" and not self.PAPER_DATA:
+            raise ValueError(
+                "PAPER_DATA: a file or folder of klines is needed by PAPER_FEED=replay"
+            )
+        if max(self.BAND_PROXIMITY_PCT, self.BAND_OVERSHOOT_PCT) > self.BAND_EXIT_PCT:
+            raise ValueError(
+                "BAND_EXIT_PCT: must not be below BAND_PROXIMITY_PCT, BAND_OVERSHOOT_PCT"
+            )
+        index, shards = self.worker_shard
+        if not 0 <= index < shards:
+            raise ValueError(f"WORKER_SHARD: {self.WORKER_SHARD} is not index/shards")
+        return self
+
+    @property
+    def api_key(self) -> str:
+        """The key that signs; the paper exchange has a fixed one."""
+        return self.BYBIT_API_KEY or (PAPER_KEY if self.BYBIT_ENV == "paper" else "")
+
+    @property
+    def api_secret(self) -> str:
+        """The secret that signs. Read only by shared/bybit."""
+        secret = self.BYBIT_API_SECRET.get_secret_value()
+        return secret or (PAPER_SECRET if self.BYBIT_ENV == "paper" else "")
+
+    @property
+    def interval_ms(self) -> int:
+        """Length of a bar in ms."""
+        return int(self.INTERVAL) * 60_000
+
+    @property
+    def worker_shard(self) -> tuple[int, int]:
+        """(index, shards) of this worker: it owns the symbols with crc32 % shards == index."""
+        index, shards = self.WORKER_SHARD.split("/")
+        return int(index), int(shards)
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """A comma-separated setting as a tuple; an empty setting is an empty tuple."""
+        value: str = getattr(self, field)
+        return tuple(name.strip() for name in value.split(",")) if value else ()
+
+    def part(self, cls: type[Part]) -> Part:
+        """The parameters of a core: each field of `cls` from the setting of the same name."""
+        return cls(*(getattr(self, name.upper()) for name in cls._fields))
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings, or one line for each wrong one on stderr and exit code 2."""
+    known = Settings.model_fields
+    wrong = [
+        f"{name}: no such setting (environment)"
+        for name in sorted(os.environ)
+        if name.startswith(FAMILIES) and name not in known
+    ]
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        wrong += [_line(item) for item in error.errors()]
+    if wrong:
+        print("\n".join(f"settings: {item}" for item in wrong), file=sys.stderr)
+        sys.exit(WRONG_SETTING_EXIT)
+    return settings
+
+
+def _line(error: Any) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"{name}: no such setting (.env)"
+    message = error["msg"].removeprefix("Value error, ")
+    got = "" if "SECRET" in name or not name else f", got {error['input']!r}"
+    return f"{name}: {message}{got}" if name else message
