@@ -68,7 +68,9 @@ class Actor:
 class Door(Protocol):
     """What leads out of the pipeline: takes some messages, posts its own into the inbox."""
 
-    takes: tuple[type[Any], ...]
+    @property
+    def takes(self) -> tuple[type[Any], ...]:
+        """Message types that go to `send`."""
 
     def send(self, message: Any) -> None:
         """Hand over to a library thread; never blocks."""

@@ -10,34 +10,7 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from shared.messages import (
-    MAX_FRAME_BYTES,
-    Ask,
-    Control,
-    Execution,
-    FullSet,
-    Grant,
-    Health,
-    History,
-    HistoryAsk,
-    Instrument,
-    Instruments,
-    InstrumentsAsk,
-    Kline,
-    LedgerAsk,
-    Malformed,
-    Message,
-    Mode,
-    NoAnswer,
-    OrderRequest,
-    OrderUpdate,
-    Position,
-    Quote,
-    Wallet,
-    decode,
-    encode,
-    topic,
-)
+from shared import messages as msg
 
 MAX_SLOTS = 16  # workers of two generations: scaling from 8 to 8 shards fits
 ASK_DEADLINE_NS = 2_000_000_000
@@ -58,15 +31,23 @@ class Stream(NamedTuple):
 STREAMS = {
     stream.name: stream
     for stream in (
-        Stream("market", "PUB", "ingestor", (Instrument, Kline, Health), 100_000),
-        Stream("quotes", "PUB", "worker", (Quote, Health)),
-        Stream("commands", "PUB", "router", (OrderRequest, Health)),
+        Stream("market", "PUB", "ingestor", (msg.Instrument, msg.Kline, msg.Health), 100_000),
+        Stream("quotes", "PUB", "worker", (msg.Quote, msg.Health)),
+        Stream("commands", "PUB", "router", (msg.OrderRequest, msg.Health)),
         Stream(
-            "account", "PUB", "keeper", (Position, Mode, OrderUpdate, Execution, Wallet, Health)
+            "account",
+            "PUB",
+            "keeper",
+            (msg.Position, msg.Mode, msg.OrderUpdate, msg.Execution, msg.Wallet, msg.Health),
         ),
-        Stream("history", "REP", "ingestor", (HistoryAsk, History)),
-        Stream("instruments", "REP", "ingestor", (InstrumentsAsk, Instruments)),
-        Stream("ledger", "REP", "keeper", (Ask, Grant, LedgerAsk, FullSet, Control, Mode)),
+        Stream("history", "REP", "ingestor", (msg.HistoryAsk, msg.History)),
+        Stream("instruments", "REP", "ingestor", (msg.InstrumentsAsk, msg.Instruments)),
+        Stream(
+            "ledger",
+            "REP",
+            "keeper",
+            (msg.Ask, msg.Grant, msg.LedgerAsk, msg.FullSet, msg.Control, msg.Mode),
+        ),
     )
 }
 
@@ -107,7 +88,7 @@ class Bus:
         self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
         for socket in (*self._replies, *self._hears, *self._asks.values()):
             self._poller.register(socket, zmq.POLLIN)
-        self._pending: dict[bytes, tuple[int, Message]] = {}
+        self._pending: dict[bytes, tuple[int, msg.Message]] = {}
         self._asked = 0
         self.malformed = 0
 
@@ -115,25 +96,25 @@ class Bus:
         """Wake `receive` when this file descriptor is readable, too."""
         self._poller.register(fd, zmq.POLLIN)
 
-    def publish(self, message: Message) -> None:
+    def publish(self, message: msg.Message) -> None:
         """To all who listen. Never blocks."""
         if self._says is not None:
-            self._says.send_multipart((topic(message), encode(message)))
+            self._says.send_multipart((msg.topic(message), msg.encode(message)))
 
-    def ask(self, name: str, message: Message, now_ns: int) -> None:
+    def ask(self, name: str, message: msg.Message, now_ns: int) -> None:
         """To whoever answers this stream; the answer, or NoAnswer, comes back by `receive`."""
         self._asked += 1
         request_id = self._asked.to_bytes(8, "big")
         self._pending[request_id] = (now_ns + ASK_DEADLINE_NS, message)
         try:
-            self._asks[name].send_multipart((request_id, b"", encode(message)), zmq.NOBLOCK)
+            self._asks[name].send_multipart((request_id, b"", msg.encode(message)), zmq.NOBLOCK)
         except zmq.Again:
             self._pending[request_id] = (now_ns, message)  # nobody there: overdue at once
 
-    def overdue(self, now_ns: int) -> list[NoAnswer]:
+    def overdue(self, now_ns: int) -> list[msg.NoAnswer]:
         """What was asked and not answered in time; forgotten here, so each is said once."""
         late = [key for key, (deadline, _) in self._pending.items() if deadline <= now_ns]
-        return [NoAnswer(self._pending.pop(key)[1]) for key in late]
+        return [msg.NoAnswer(self._pending.pop(key)[1]) for key in late]
 
     def receive(self, timeout_ms: float) -> Iterator[tuple[Any, "zmq.Socket[bytes] | None"]]:
         """Messages as they come, each with the socket to reply on if it was an ask."""
@@ -145,9 +126,9 @@ class Bus:
             if socket in ready:
                 yield from ((message, None) for message in self._drain(socket))
 
-    def reply(self, socket: "zmq.Socket[bytes]", message: Message) -> None:
+    def reply(self, socket: "zmq.Socket[bytes]", message: msg.Message) -> None:
         """Answer the ask that `receive` gave with this socket."""
-        socket.send(encode(message))
+        socket.send(msg.encode(message))
 
     def refuse(self, socket: "zmq.Socket[bytes]") -> None:
         """An empty answer, which no decoder takes: the asker hears NoAnswer at its deadline."""
@@ -164,8 +145,8 @@ class Bus:
             except zmq.Again:
                 return
             try:
-                message = decode(frames[-1])
-            except Malformed:
+                message = msg.decode(frames[-1])
+            except msg.Malformed:
                 self.malformed += 1
                 if socket.socket_type == zmq.REP:
                     self.refuse(socket)
@@ -195,5 +176,5 @@ class Bus:
         socket = self._context.socket(kind)
         socket.set_hwm(STREAMS[name].high_water_mark)
         socket.setsockopt(zmq.LINGER, 200)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_FRAME_BYTES)
         return socket

@@ -182,13 +182,13 @@ class OrderUpdate(NamedTuple):
     side: str
     price: Decimal
     qty: Decimal
-    status: str
+    order_status: str
     cum_exec_qty: Decimal
     avg_price: Decimal
     reduce_only: bool
     reject_reason: str
-    created_ms: int
-    updated_ms: int
+    created_time_ms: int
+    updated_time_ms: int
 
 
 class Execution(NamedTuple):
@@ -210,10 +210,9 @@ class Execution(NamedTuple):
 class Wallet(NamedTuple):
     """A fact: the account in USDT (`wallet` topic, `wallet-balance`)."""
 
-    equity: Decimal
-    balance: Decimal
-    available: Decimal
-    unrealised: Decimal
+    total_equity: Decimal
+    total_wallet_balance: Decimal
+    total_available_balance: Decimal
 
 
 class Order(NamedTuple):
@@ -348,10 +347,16 @@ class Fetched(NamedTuple):
 
 
 class Holding(NamedTuple):
-    """The exchange's aggregate of one symbol (`position/list`): positive is long."""
+    """The exchange's aggregate of one symbol (`position/list`); `side` is empty when flat."""
 
     symbol: str
-    qty: Decimal
+    side: str
+    size: Decimal
+
+    @property
+    def qty(self) -> Decimal:
+        """Positive is long."""
+        return -self.size if self.side == "Sell" else self.size
 
 
 class Link(NamedTuple):
@@ -423,16 +428,16 @@ def decode(frame: bytes) -> Any:
 
 
 @lru_cache(maxsize=100_000)
-def topic_of(kind: Any, symbol: str) -> bytes:
+def topic_of(kind: str, symbol: str) -> bytes:
     """`kline.BTCUSDT.`: the closing dot keeps it from matching `BTCUSDT-27JUN25`."""
-    return f"{kind.__name__.lower()}.{symbol}.".encode()
+    return f"{kind.lower()}.{symbol}.".encode()
 
 
 def topic(message: Any) -> bytes:
     """The topic a message is published under: its kind and symbol, or service and slot."""
     if isinstance(message, Health):
-        return topic_of(Health, f"{message.service}-{message.slot}")
-    return topic_of(type(message), getattr(message, "symbol", ""))
+        return topic_of("Health", f"{message.service}-{message.slot}")
+    return topic_of(type(message).__name__, getattr(message, "symbol", ""))
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
@@ -453,7 +458,7 @@ def _converters(cls: Any) -> list[tuple[int, Callable[[Any], Any]]]:
     return [(index, convert) for index, convert in enumerate(found) if convert]
 
 
-def build(cls: type[Any], row: Any) -> Any:
+def build(cls: Any, row: Any) -> Any:
     """One message of this class from its wire form, or from a database row."""
     fields = list(row)
     for index, convert in _converters(cls):

@@ -3,6 +3,7 @@
 Names, units and ranges are documented in `.env.example`; the environment wins over `.env`.
 """
 
+import json
 import os
 import sys
 from decimal import Decimal
@@ -16,6 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 VERSION = "0.1.0"
 PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
 WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
+SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 FAMILIES = ("BAND_", "BB_", "BYBIT_", "DCA_", "PAPER_", "QUOTE_")  # a typo in these is an error
 Part = TypeVar("Part", bound=NamedTuple)
@@ -67,7 +69,6 @@ class Settings(BaseSettings):
     RUN_DIR: Path = Path("run")
     SHARDS: int = Field(2, ge=1, le=8)
     WORKER_SLOT: int = Field(0, ge=0, le=15)
-    WORKER_SHARD: str = Field("0/1", pattern=r"^\d+/\d+$")
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     DIE_WITH_PARENT: bool = False
 
@@ -114,9 +115,6 @@ class Settings(BaseSettings):
             raise ValueError(
                 "BAND_EXIT_PCT: must not be below BAND_PROXIMITY_PCT, BAND_OVERSHOOT_PCT"
             )
-        index, shards = self.worker_shard
-        if not 0 <= index < shards:
-            raise ValueError(f"WORKER_SHARD: {self.WORKER_SHARD} is not index/shards")
         return self
 
     @property
@@ -137,9 +135,11 @@ class Settings(BaseSettings):
 
     @property
     def worker_shard(self) -> tuple[int, int]:
-        """(index, shards) of this worker: it owns the symbols with crc32 % shards == index."""
-        index, shards = self.WORKER_SHARD.split("/")
-        return int(index), int(shards)
+        """(index, shards) of this slot: it owns the symbols with crc32 % shards == index."""
+        file = self.RUN_DIR / SHARDS_FILE
+        slots = json.loads(file.read_text()) if file.exists() else {}
+        index, shards = slots.get(str(self.WORKER_SLOT), (self.WORKER_SLOT, self.SHARDS))
+        return index, shards
 
     def names(self, field: str) -> tuple[str, ...]:
         """A comma-separated setting as a tuple; an empty setting is an empty tuple."""

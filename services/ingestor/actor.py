@@ -3,18 +3,8 @@
 from typing import Any, ClassVar
 
 from services.ingestor.feed import Feed
+from shared import messages as msg
 from shared.actor import Actor
-from shared.messages import (
-    Fetch,
-    Fetched,
-    HistoryAsk,
-    Instrument,
-    Instruments,
-    Kline,
-    Link,
-    Message,
-    Subscribe,
-)
 from shared.settings import Settings, WrongSetting
 
 REFRESH_NS = 3_600_000_000_000  # Bybit lists, delists and changes maxima during the day
@@ -35,54 +25,54 @@ class Ingestor(Actor):
         self._only, self._without = settings.names("SYMBOLS"), settings.names("EXCLUDE_SYMBOLS")
         self._types = settings.names("SYMBOL_TYPES")
         self._topic = f"kline.{settings.INTERVAL}."
-        self._instruments: dict[str, Instrument] = {}
+        self._instruments: dict[str, msg.Instrument] = {}
         self._links: dict[str, bool] = {}
         self._refreshed_ns = 0
 
-    def start(self, now_ns: int) -> list[Message]:
+    def start(self, now_ns: int) -> list[msg.Message]:
         """Ask for the universe; all else follows from its answer."""
         self._refreshed_ns = now_ns
-        return [Fetch("instruments")]
+        return [msg.Fetch("instruments")]
 
-    def handle(self, message: Any, now_ns: int) -> list[Message]:
+    def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A push, a page of bars, the universe, or the state of a socket."""
-        if isinstance(message, Kline):
+        if isinstance(message, msg.Kline):
             self.counters["klines"] += 1
             return list(self._feed.push(message, now_ns))
-        if isinstance(message, Link):
+        if isinstance(message, msg.Link):
             self._links[message.name] = message.up
-        elif isinstance(message, Fetched) and message.ask.what == "klines":
+        elif isinstance(message, msg.Fetched) and message.ask.what == "klines":
             return self._bars(message)
-        elif isinstance(message, Fetched):
+        elif isinstance(message, msg.Fetched):
             return self._universe(message, now_ns)
         return []
 
-    def answer(self, request: Any, now_ns: int) -> list[Message]:
+    def answer(self, request: Any, now_ns: int) -> list[msg.Message]:
         """History of one symbol, or the universe."""
-        if isinstance(request, HistoryAsk):
+        if isinstance(request, msg.HistoryAsk):
             return [self._feed.history(request.symbol)]
-        return [Instruments(tuple(self._instruments.values()))]
+        return [msg.Instruments(tuple(self._instruments.values()))]
 
-    def tick(self, now_ns: int) -> list[Message]:
+    def tick(self, now_ns: int) -> list[msg.Message]:
         """Ask for what is missing; refresh the universe hourly, or at once while there is none."""
-        asks: list[Message] = [Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
+        asks: list[msg.Message] = [msg.Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
         if now_ns - self._refreshed_ns >= REFRESH_NS:
             self._refreshed_ns = now_ns
-            asks.append(Fetch("instruments"))
+            asks.append(msg.Fetch("instruments"))
         filled, total = self._feed.filled_count(), len(self._instruments)
         self.ages_ms["feed"] = self._feed.oldest_ms(now_ns)
         self.ready = bool(total) and filled == total and all(self._links.values())
         self.note = f"{filled}/{total} symbols"
         return asks
 
-    def _bars(self, fetched: Fetched) -> list[Message]:
+    def _bars(self, fetched: msg.Fetched) -> list[msg.Message]:
         if fetched.error:
             self.counters["fetch_errors"] += 1
             self._feed.failed(fetched.ask.symbol)
             return []
         return list(self._feed.fill(fetched.ask.symbol, fetched.rows))
 
-    def _universe(self, fetched: Fetched, now_ns: int) -> list[Message]:
+    def _universe(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         if fetched.error:
             self.counters["fetch_errors"] += 1
             self._refreshed_ns = now_ns - (0 if self._instruments else REFRESH_NS)
@@ -95,12 +85,12 @@ class Ingestor(Actor):
         listed = found.keys() != self._instruments.keys()
         self._instruments = found
         self._feed.universe(found)
-        asks: list[Message] = [Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
+        asks: list[msg.Message] = [msg.Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
         if listed:
-            asks.append(Subscribe(tuple(self._topic + symbol for symbol in found)))
+            asks.append(msg.Subscribe(tuple(self._topic + symbol for symbol in found)))
         return [*changed, *asks]
 
-    def _wanted(self, row: Instrument) -> bool:
+    def _wanted(self, row: msg.Instrument) -> bool:
         if self._only and row.symbol not in self._only:
             return False
         return row.symbol not in self._without and row.symbol_type in self._types

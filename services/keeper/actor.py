@@ -11,26 +11,8 @@ from typing import Any, ClassVar
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
 from services.keeper.reconcile import Reconcile
 from services.keeper.store import Store
+from shared import messages as msg
 from shared.actor import Actor
-from shared.messages import (
-    MODES,
-    NO_ENTRY,
-    REDUCE_ONLY,
-    RUN,
-    Ask,
-    Control,
-    Execution,
-    Fetched,
-    FullSet,
-    Grant,
-    Link,
-    Message,
-    Mode,
-    OrderRequest,
-    OrderUpdate,
-    Wallet,
-    parse_id,
-)
 from shared.settings import Settings
 
 EQUITY_NS = 60_000_000_000
@@ -54,15 +36,15 @@ class Keeper(Actor):
         self._caps, self._interval_ms = settings.part(Caps), settings.interval_ms
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
-        self._operator, self._linked = RUN, False
+        self._operator, self._linked = msg.RUN, False
         self._said_mode = ("", "")
         self._orphans = ""
         self._granted_ns: dict[str, int] = {}
         self._asked_ns: dict[str, int] = {}
-        self._snapshot: dict[str, Fetched] = {}
+        self._snapshot: dict[str, msg.Fetched] = {}
         self._equity_ns = 0
 
-    def start(self, now_ns: int) -> list[Message]:
+    def start(self, now_ns: int) -> list[msg.Message]:
         """Rebuild the ledger from disk; the exchange is asked as soon as the stream is up."""
         self._store = Store(self._path, self._account, os.urandom(4).hex())
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
@@ -71,92 +53,93 @@ class Keeper(Actor):
             *(disk.row(), disk.orders(), disk.lots(), disk.executions(), disk.used_ms())
         )
         self._ledger.born_ms = disk.born_ms()
-        self._operator = disk.operator_mode() or RUN
+        self._operator = disk.operator_mode() or msg.RUN
         self._granted_ns = dict.fromkeys(self._ledger.orders, now_ns)
         return []
 
-    def handle(self, message: Any, now_ns: int) -> list[Message]:
+    def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
-        if isinstance(message, Execution):
-            self.counters["executions_heard"] += 1
+        if isinstance(message, msg.Execution):
             return [message, *self._keep(self._ledger.execute(message))]
-        if isinstance(message, OrderUpdate):
+        if isinstance(message, msg.OrderUpdate):
             return [message, *self._keep(self._ledger.update(message))]
-        if isinstance(message, Wallet):
+        if isinstance(message, msg.Wallet):
             return self._wallet(message, now_ns)
-        if isinstance(message, OrderRequest):
+        if isinstance(message, msg.OrderRequest):
             return self._command(message)
-        if isinstance(message, Link):
+        if isinstance(message, msg.Link):
             self._linked = message.up
             return [*self._begin(now_ns), self._mode()] if message.up else [self._mode()]
-        if isinstance(message, Fetched):
+        if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
         return []
 
-    def answer(self, request: Any, now_ns: int) -> list[Message]:
+    def answer(self, request: Any, now_ns: int) -> list[msg.Message]:
         """A grant, the full set, or an operator's wish."""
-        if isinstance(request, Ask):
+        if isinstance(request, msg.Ask):
             return self._grant(request, now_ns)
-        if isinstance(request, Control) and request.mode in MODES:
+        if isinstance(request, msg.Control) and request.mode in msg.MODES:
             self._operator = request.mode
             return [self._mode(request.who)]
-        if isinstance(request, Control):
+        if isinstance(request, msg.Control):
             return []
         symbols = sorted(self._ledger.symbols())
-        return [FullSet(tuple(self._ledger.position(s) for s in symbols), self._mode())]
+        return [msg.FullSet(tuple(self._ledger.position(s) for s in symbols), self._mode())]
 
-    def tick(self, now_ns: int) -> list[Message]:
+    def tick(self, now_ns: int) -> list[msg.Message]:
         """Every position again, then the mode; a round of reconciliation when it is time."""
-        messages: list[Message] = [self._ledger.position(s) for s in sorted(self._ledger.symbols())]
+        messages: list[msg.Message] = [
+            self._ledger.position(s) for s in sorted(self._ledger.symbols())
+        ]
         messages.append(self._mode())
         if self._linked and now_ns - self._reconcile.begun_ns >= self._round_ns:
             messages += self._begin(now_ns)
         messages += self._unknowns(now_ns)
         self.ready = self._linked and self._reconcile.clean_rounds > 0
         self.note = f"{len(self._ledger.lots)} lots, {len(self._ledger.orders)} orders"
+        self.counters["executions"] = self._ledger.execution_count
         self.counters["lots"] = len(self._ledger.lots)
         self.counters["working_orders"] = len(self._ledger.orders)
         self.counters["differences"] = len(self._reconcile.differences)
         return messages
 
-    def stop(self, now_ns: int) -> list[Message]:
+    def stop(self, now_ns: int) -> list[msg.Message]:
         """Close the file."""
         self._store.close()
         return []
 
-    def _keep(self, change: Change) -> list[Message]:
+    def _keep(self, change: Change) -> list[msg.Message]:
         """On disk first, then said. Nothing changed: nothing said."""
         if not change.symbol:
             return []
         self._store.write(change, self._ledger.row)
-        self.counters["executions"] += change.execution is not None
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
         return [self._ledger.position(change.symbol)]
 
-    def _grant(self, ask: Ask, now_ns: int) -> list[Message]:
+    def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now()[0])
         if reason:
             self._store.outcome(ask.order_link_id, reason, ask.symbol, ask.side, ask.bar_start_ms)
             self.counters["refusals"] += 1
-            return [Grant(ask.order_link_id, False, reason)]
+            return [msg.Grant(ask.order_link_id, False, reason)]
         said = self._keep(change)
         self._granted_ns[ask.order_link_id] = now_ns
         self.counters["grants"] += 1
-        return [Grant(ask.order_link_id, True), *said]
+        return [msg.Grant(ask.order_link_id, True), *said]
 
-    def _command(self, request: OrderRequest) -> list[Message]:
+    def _command(self, request: msg.OrderRequest) -> list[msg.Message]:
         """A refused create never was: its slot is free again."""
         if request.outcome != "refused" or request.action != "create":
             return []
-        ours = parse_id(request.order_link_id)
+        ours = msg.parse_id(request.order_link_id)
         bar_ms = int(request.order_link_id.split("-")[2], 16) * 60_000 if ours else 0
         reason = f"refused {request.ret_code} {request.reason}".strip()
         self._store.outcome(request.order_link_id, reason, request.symbol, request.side, bar_ms)
         return self._keep(self._ledger.finish(request.order_link_id, "Refused", reason))
 
-    def _wallet(self, wallet: Wallet, now_ns: int) -> list[Message]:
+    def _wallet(self, wallet: msg.Wallet, now_ns: int) -> list[msg.Message]:
         if now_ns - self._equity_ns >= EQUITY_NS:
             self._equity_ns = now_ns
             self._store.equity(wallet, time.time_ns() // 1_000_000)
@@ -164,17 +147,17 @@ class Keeper(Actor):
 
     # The exchange's truth.
 
-    def _begin(self, now_ns: int) -> list[Message]:
+    def _begin(self, now_ns: int) -> list[msg.Message]:
         self._snapshot = {}
         return list(self._reconcile.begin(self._ledger.last_execution_ms, now_ns))
 
-    def _unknowns(self, now_ns: int) -> list[Message]:
+    def _unknowns(self, now_ns: int) -> list[msg.Message]:
         """Grants that nothing was heard of for too long: ask for each by its id."""
         late = [name for name, at in self._granted_ns.items() if now_ns - at > UNKNOWN_NS]
         orders = [self._ledger.orders[name] for name in late if name in self._ledger.orders]
         return list(self._reconcile.unconfirmed(orders, set()))
 
-    def _fetched(self, fetched: Fetched, now_ns: int) -> list[Message]:
+    def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         if fetched.ask.what == "order":
             return self._one_order(fetched, now_ns)
         self.counters["fetch_errors"] += bool(fetched.error)
@@ -195,7 +178,7 @@ class Keeper(Actor):
         self._ledger.blocked = dict.fromkeys(differences, "difference")
         return [*messages, self._mode()]
 
-    def _one_order(self, fetched: Fetched, now_ns: int) -> list[Message]:
+    def _one_order(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """The exchange's word on one order; its executions come with the next round, or before."""
         name = fetched.ask.order_link_id
         messages = [m for row in fetched.rows for m in self._keep(self._ledger.update(row))]
@@ -205,22 +188,22 @@ class Keeper(Actor):
             return self._keep(change)
         return messages
 
-    def _first_look(self) -> list[Message]:
+    def _first_look(self) -> list[msg.Message]:
         """A new ledger on an account with a past: holdings are foreign, our own ids a riddle."""
         if self._store.born_ms() >= 0:
             return []
         executions = self._snapshot["executions"].rows
         if any(
-            parse_id(row.order_link_id) for row in (*executions, *self._snapshot["orders"].rows)
+            msg.parse_id(row.order_link_id) for row in (*executions, *self._snapshot["orders"].rows)
         ):
             self._orphans = "orders of ours at the exchange, but no ledger of them"
         born_ms = max((execution.exec_time_ms for execution in executions), default=0)
         self._ledger.born_ms = born_ms
         self._store.born(born_ms)
-        messages: list[Message] = []
+        messages: list[msg.Message] = []
         for holding in self._snapshot["positions"].rows:
             qty, side = abs(holding.qty), "Buy" if holding.qty > 0 else "Sell"
-            adopted = Execution(
+            adopted = msg.Execution(
                 *(f"adopted-{holding.symbol}", "", "", holding.symbol, side, "Trade"),
                 *(qty * 0, qty, qty * 0, False, born_ms + 1),
             )
@@ -232,15 +215,15 @@ class Keeper(Actor):
     def _mode_now(self) -> tuple[str, str]:
         triggers = [(self._operator, "operator")]
         if not self._linked:
-            triggers.append((NO_ENTRY, "private stream lost"))
+            triggers.append((msg.NO_ENTRY, "private stream lost"))
         elif not self._reconcile.clean_rounds:
-            triggers.append((NO_ENTRY, self._reconcile.failed or "not reconciled"))
+            triggers.append((msg.NO_ENTRY, self._reconcile.failed or "not reconciled"))
         if self._orphans:
-            triggers.append((REDUCE_ONLY, self._orphans))
-        mode, reason = max(triggers, key=lambda trigger: MODES.index(trigger[0]))
-        return mode, "" if mode == RUN else reason
+            triggers.append((msg.REDUCE_ONLY, self._orphans))
+        mode, reason = max(triggers, key=lambda trigger: msg.MODES.index(trigger[0]))
+        return mode, "" if mode == msg.RUN else reason
 
-    def _mode(self, who: str = "") -> Mode:
+    def _mode(self, who: str = "") -> msg.Mode:
         """The Mode message; a change is written first."""
         mode, reason = self._mode_now()
         said = self._ledger.mode(mode, reason, len(self._reconcile.differences))

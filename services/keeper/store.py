@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from services.keeper.ledger import Change
-from shared.messages import Execution, Lot, Mode, Order, Wallet, build
+from shared import messages as msg
 from shared.settings import WrongSetting
 
 SCHEMA_VERSION = 1
 TABLES: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
-    "orders": (Order, "order_link_id", ("open",)),
-    "executions": (Execution, "exec_id", ()),
-    "lots": (Lot, "entry_id", ()),
+    "orders": (msg.Order, "order_link_id", ("open",)),
+    "executions": (msg.Execution, "exec_id", ()),
+    "lots": (msg.Lot, "entry_id", ()),
 }
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE outcomes (entry_id TEXT, reason TEXT, symbol TEXT, side TEXT, bar_start_ms INTEGER,
   PRIMARY KEY (entry_id, reason)) WITHOUT ROWID;
-CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT, unrealised TEXT);
+CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT);
 CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, wall_ms INTEGER);
 CREATE INDEX orders_open ON orders (open);
 CREATE INDEX lots_open ON lots (closed_ms);
@@ -59,12 +59,12 @@ class Store:
         values = (entry, reason, symbol, side, bar_start_ms)
         self._db.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", values)
 
-    def equity(self, wallet: Wallet, wall_ms: int) -> None:
+    def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
         """One snapshot of the account."""
-        values = (wall_ms, *map(str, (wallet.equity, wallet.balance, wallet.unrealised)))
-        self._db.execute("INSERT OR REPLACE INTO equity VALUES (?, ?, ?, ?)", values)
+        values = (wall_ms, str(wallet.total_equity), str(wallet.total_wallet_balance))
+        self._db.execute("INSERT OR REPLACE INTO equity VALUES (?, ?, ?)", values)
 
-    def mode(self, mode: Mode, operator: str, wall_ms: int) -> None:
+    def mode(self, mode: msg.Mode, operator: str, wall_ms: int) -> None:
         """A change of mode, and what the operator wants."""
         values = (mode.version[1], mode.mode, mode.reason, operator, wall_ms)
         self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", values)
@@ -86,15 +86,15 @@ class Store:
         """Journal row number of the last change."""
         return int(self._value("row"))
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> list[msg.Order]:
         """Orders that have not ended."""
         return self._all("orders", "WHERE open = 1")
 
-    def lots(self) -> list[Lot]:
+    def lots(self) -> list[msg.Lot]:
         """Lots that are open."""
         return self._all("lots", "WHERE closed_ms = 0")
 
-    def executions(self) -> list[Execution]:
+    def executions(self) -> list[msg.Execution]:
         """Every execution ever applied."""
         return self._all("executions", "")
 
@@ -134,7 +134,7 @@ class Store:
 
     def _all(self, table: str, where: str) -> list[Any]:
         cls = TABLES[table][0]
-        return [build(cls, row) for row in self._db.execute(f"SELECT * FROM {table} {where}")]
+        return [msg.build(cls, row) for row in self._db.execute(f"SELECT * FROM {table} {where}")]
 
     def _value(self, name: str) -> str:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()

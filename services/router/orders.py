@@ -7,22 +7,8 @@ memory: the resting order is the memory.
 from decimal import Decimal
 from typing import NamedTuple
 
+from shared import messages as msg
 from shared.instrument import BUY, decimal_of, entry_qty, opposite, round_price, sign
-from shared.messages import (
-    CANCEL_ALL,
-    ENTRY,
-    EXIT,
-    FLATTEN,
-    NO_ENTRY,
-    RUN,
-    Instrument,
-    Lot,
-    Order,
-    Position,
-    Quote,
-    entry_id,
-    exit_id,
-)
 
 FLATTEN_PCT = Decimal(1)  # beyond the last price: trades at once, with a bound
 HUNDRED = Decimal(100)
@@ -56,10 +42,10 @@ class Step(NamedTuple):
 
 
 def desired(
-    position: Position,
-    quote: Quote | None,
+    position: msg.Position,
+    quote: msg.Quote | None,
     mode: str,
-    instrument: Instrument,
+    instrument: msg.Instrument,
     last: Decimal,
     rules: Rules,
 ) -> list[Wanted]:
@@ -67,13 +53,13 @@ def desired(
     exits = [
         _exit(lot, quote, mode, instrument, last)
         for lot in position.lots
-        if lot.bought > lot.sold_before and mode != CANCEL_ALL
+        if lot.bought > lot.sold_before and mode != msg.CANCEL_ALL
     ]
     entry = _entry(position, quote, mode, instrument, last, rules)
     return [*exits, entry] if entry else exits
 
 
-def steps(wanted: list[Wanted], position: Position, rules: Rules) -> list[Step]:
+def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[Step]:
     """From what rests to what should: exits first. Entries are matched by side, exits by lot."""
     working = {_key(order): order for order in position.orders}
     found: list[Step] = []
@@ -88,36 +74,38 @@ def steps(wanted: list[Wanted], position: Position, rules: Rules) -> list[Step]:
         Step("cancel", Wanted(o.order_link_id, o.kind, o.side, o.price, o.qty))
         for o in working.values()
     ]
-    return sorted(found, key=lambda step: step.order.kind == ENTRY)
+    return sorted(found, key=lambda step: step.order.kind == msg.ENTRY)
 
 
 def _entry(
-    position: Position,
-    quote: Quote | None,
+    position: msg.Position,
+    quote: msg.Quote | None,
     mode: str,
-    instrument: Instrument,
+    instrument: msg.Instrument,
     last: Decimal,
     rules: Rules,
 ) -> Wanted | None:
-    if quote is None or quote.zone == "NONE" or mode not in (RUN, NO_ENTRY):
+    if quote is None or quote.zone == "NONE" or mode not in (msg.RUN, msg.NO_ENTRY):
         return None
-    resting = next((order for order in position.orders if order.kind == ENTRY), None)
+    resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     price = _entry_price(quote, instrument, last)
     if resting:
         same = resting.side == quote.side
         return (
-            Wanted(resting.order_link_id, ENTRY, quote.side, price, resting.qty) if same else None
+            Wanted(resting.order_link_id, msg.ENTRY, quote.side, price, resting.qty)
+            if same
+            else None
         )
-    if quote.zone != "ARM" or mode != RUN or position.no_entry or position.foreign_qty:
+    if quote.zone != "ARM" or mode != msg.RUN or position.no_entry or position.foreign_qty:
         return None
     if position.lots and not _adds(position.lots, quote, price, rules):
         return None
     qty, _ = entry_qty(rules.size_usdt, price, instrument)
-    name = entry_id(position.symbol, quote.side, quote.bar_start_ms)
-    return Wanted(name, ENTRY, quote.side, price, qty) if qty else None
+    name = msg.entry_id(position.symbol, quote.side, quote.bar_start_ms)
+    return Wanted(name, msg.ENTRY, quote.side, price, qty) if qty else None
 
 
-def _entry_price(quote: Quote, instrument: Instrument, last: Decimal) -> Decimal:
+def _entry_price(quote: msg.Quote, instrument: msg.Instrument, last: Decimal) -> Decimal:
     """The quote's price, or one tick behind the last price if that is already there."""
     price = round_price(decimal_of(quote.price), quote.side, instrument)
     if quote.side == BUY:
@@ -125,7 +113,7 @@ def _entry_price(quote: Quote, instrument: Instrument, last: Decimal) -> Decimal
     return max(price, last + instrument.tick_size)
 
 
-def _adds(lots: tuple[Lot, ...], quote: Quote, price: Decimal, rules: Rules) -> bool:
+def _adds(lots: tuple[msg.Lot, ...], quote: msg.Quote, price: Decimal, rules: Rules) -> bool:
     """May another lot join these? Same direction, later bar, better by DCA_MIN_STEP_PCT."""
     if len(lots) >= rules.max_lots_per_symbol or lots[0].side != quote.side:
         return False
@@ -137,24 +125,26 @@ def _adds(lots: tuple[Lot, ...], quote: Quote, price: Decimal, rules: Rules) -> 
 
 
 def _exit(
-    lot: Lot, quote: Quote | None, mode: str, instrument: Instrument, last: Decimal
+    lot: msg.Lot, quote: msg.Quote | None, mode: str, instrument: msg.Instrument, last: Decimal
 ) -> Wanted:
     side, way = opposite(lot.side), sign(lot.side)
     price = lot.entry_price * (1 + way * lot.take_profit_pct / HUNDRED)
-    if mode == FLATTEN:
+    if mode == msg.FLATTEN:
         price = last * (1 - way * FLATTEN_PCT / HUNDRED)
     elif quote and quote.side == side and quote.zone != "NONE":
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
     price = round_price(price, side, instrument)
-    return Wanted(exit_id(lot.entry_id, lot.exits), EXIT, side, price, lot.bought - lot.sold_before)
+    return Wanted(
+        msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, lot.bought - lot.sold_before
+    )
 
 
-def _key(order: Order | Wanted) -> str:
-    return order.side if order.kind == ENTRY else order.order_link_id
+def _key(order: msg.Order | Wanted) -> str:
+    return order.side if order.kind == msg.ENTRY else order.order_link_id
 
 
-def _moved(order: Order, want: Wanted, rules: Rules) -> bool:
-    if order.kind == EXIT:
+def _moved(order: msg.Order, want: Wanted, rules: Rules) -> bool:
+    if order.kind == msg.EXIT:
         return order.price != want.price
     moved_pct = HUNDRED * abs(want.price - order.price) / order.price
     return moved_pct >= decimal_of(rules.min_reprice_pct)

@@ -5,18 +5,8 @@ from zlib import crc32
 
 from services.worker.ring import Ring
 from services.worker.strategy import NO_BANDS, NONE, Parameters, bands, distance_pct, nearer, zone
+from shared import messages as msg
 from shared.actor import Actor
-from shared.messages import (
-    History,
-    HistoryAsk,
-    Instrument,
-    Instruments,
-    InstrumentsAsk,
-    Kline,
-    Message,
-    NoAnswer,
-    Quote,
-)
 from shared.settings import Settings
 
 STALE_NS = 75_000_000_000  # Bybit pushes a kline every 1 to 60 s
@@ -51,37 +41,37 @@ class Worker(Actor):
         self._parameters = settings.part(Parameters)
         self._interval_ms = settings.interval_ms
         self._index, self._shards = settings.worker_shard
-        self.shard = settings.WORKER_SHARD
+        self.shard = f"{self._index}/{self._shards}"
         self._symbols: dict[str, Symbol] = {}
         self._universe_ns = 0
         self._universe_known = False
 
-    def start(self, now_ns: int) -> list[Message]:
+    def start(self, now_ns: int) -> list[msg.Message]:
         """The universe first; the bars of each symbol follow."""
         self._universe_ns = now_ns
-        return [InstrumentsAsk()]
+        return [msg.InstrumentsAsk()]
 
-    def handle(self, message: Any, now_ns: int) -> list[Message]:
+    def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A tick, a closed bar, the history or the universe."""
-        if isinstance(message, Kline):
+        if isinstance(message, msg.Kline):
             symbol = self._symbols.get(message.symbol)
             return self._kline(symbol, message, now_ns) if symbol else []
-        if isinstance(message, History):
+        if isinstance(message, msg.History):
             return self._history(message, now_ns)
-        if isinstance(message, Instruments):
+        if isinstance(message, msg.Instruments):
             return self._universe(message, now_ns)
-        if isinstance(message, Instrument):
-            return [InstrumentsAsk()]
-        if isinstance(message, NoAnswer) and isinstance(message.request, HistoryAsk):
+        if isinstance(message, msg.Instrument):
+            return [msg.InstrumentsAsk()]
+        if isinstance(message, msg.NoAnswer) and isinstance(message.request, msg.HistoryAsk):
             if symbol := self._symbols.get(message.request.symbol):
                 symbol.asked = False
-        elif isinstance(message, NoAnswer):
+        elif isinstance(message, msg.NoAnswer):
             self._universe_ns = now_ns - UNIVERSE_NS
         return []
 
-    def tick(self, now_ns: int) -> list[Message]:
+    def tick(self, now_ns: int) -> list[msg.Message]:
         """Every quote again, stale ones as NONE; ask for the bars that are missing."""
-        messages: list[Message] = []
+        messages: list[msg.Message] = []
         if now_ns - self._universe_ns >= UNIVERSE_NS:
             messages += self.start(now_ns)
         for name, symbol in self._symbols.items():
@@ -91,7 +81,7 @@ class Worker(Actor):
                 messages.append(self._quote(name, symbol, now_ns))
             if symbol.gate in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
-                messages.append(HistoryAsk(name))
+                messages.append(msg.HistoryAsk(name))
         waiting = sum(symbol.gate in ("warmup", "hole") for symbol in self._symbols.values())
         self.ready = self._universe_known and not waiting
         self.note = f"{len(self._symbols) - waiting}/{len(self._symbols)} symbols"
@@ -99,7 +89,7 @@ class Worker(Actor):
         self.ages_ms["feed"] = (now_ns - max(heard)) // 1_000_000 if heard else -1
         return messages
 
-    def _kline(self, symbol: Symbol, kline: Kline, now_ns: int) -> list[Message]:
+    def _kline(self, symbol: Symbol, kline: msg.Kline, now_ns: int) -> list[msg.Message]:
         """The hot path: when nothing changed, a few comparisons."""
         if kline.ts_ms >= symbol.ts_ms:
             symbol.last, symbol.ts_ms, symbol.recv_ns = kline.close, kline.ts_ms, kline.recv_ns
@@ -125,19 +115,19 @@ class Worker(Actor):
             symbol.bands = bands(symbol.ring.window(self._parameters.bb_length), self._parameters)
         symbol.gate = symbol.bands.gate
 
-    def _quote(self, name: str, symbol: Symbol, now_ns: int) -> Quote:
+    def _quote(self, name: str, symbol: Symbol, now_ns: int) -> msg.Quote:
         b, last = symbol.bands, symbol.last
         edge = nearer(b, last)
         where = NONE if symbol.gate else zone(edge, last)
         symbol.said = (edge.side, where, symbol.ring.next_ms, symbol.gate)
         self.counters[where] += 1
-        return Quote(
+        return msg.Quote(
             *(name, edge.side, edge.price, where, symbol.gate, b.take_profit_pct, b.lower.band),
             *(b.upper.band, last, distance_pct(edge, last), b.volatility_pct, symbol.ring.next_ms),
             *(symbol.ts_ms, symbol.recv_ns, now_ns),
         )
 
-    def _history(self, history: History, now_ns: int) -> list[Message]:
+    def _history(self, history: msg.History, now_ns: int) -> list[msg.Message]:
         symbol = self._symbols.get(history.symbol)
         if symbol is None:
             return []
@@ -148,7 +138,7 @@ class Worker(Actor):
         self._prepare(symbol)
         return [self._quote(history.symbol, symbol, now_ns)] if symbol.last else []
 
-    def _universe(self, universe: Instruments, now_ns: int) -> list[Message]:
+    def _universe(self, universe: msg.Instruments, now_ns: int) -> list[msg.Message]:
         """Take on new symbols of our shard, say a last NONE for those that are gone."""
         if not universe.instruments:
             self._universe_ns = now_ns - UNIVERSE_NS
@@ -156,7 +146,7 @@ class Worker(Actor):
         self._universe_known = True
         names = {i.symbol for i in universe.instruments if self._owns(i.symbol)}
         gone = [name for name in self._symbols if name not in names]
-        messages: list[Message] = []
+        messages: list[msg.Message] = []
         for name in gone:
             symbol = self._symbols.pop(name)
             symbol.gate = "not_tradeable"
@@ -164,7 +154,7 @@ class Worker(Actor):
         for name in sorted(names - self._symbols.keys()):
             self._symbols[name] = Symbol(self._interval_ms)
             self._symbols[name].asked = True
-            messages.append(HistoryAsk(name))
+            messages.append(msg.HistoryAsk(name))
         return messages
 
     def _owns(self, name: str) -> bool:

@@ -1,0 +1,75 @@
+# Deviation Magnet. `make` alone prints what can be done.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+OPS := $(PY) -m services.ops
+RUN ?= $(VENV)/.run-installed
+DEV ?= $(VENV)/.dev-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status logs tap scale pause resume cancel-all flatten replay test lint format lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(RUN) ## set up what is missing, start everything, wait until it is healthy
+	@$(OPS) up
+
+down: $(RUN) ## stop everything; resting orders and positions stay at the exchange
+	@$(OPS) down
+
+status: $(RUN) ## processes, shards, rates, lots, mode; JSON=1 for machines
+	@$(OPS) status $(if $(JSON),--json)
+
+logs: ## follow the logs; SERVICE=router for one of them
+	@tail -n 20 -F $${RUN_DIR:-run}/logs/$(or $(SERVICE),*)*.log
+
+tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=BTCUSDT COUNT=10 JSON=1
+	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)
+
+scale: $(RUN) ## change the number of signal workers while everything runs: make scale N=4
+	@$(OPS) scale $(or $(N),$(error say how many: make scale N=4))
+
+pause: $(RUN) ## cancel entries, open nothing new; exits stay (REDUCE_ONLY)
+	@$(OPS) mode REDUCE_ONLY
+
+resume: $(RUN) ## back to RUN
+	@$(OPS) mode RUN
+
+cancel-all: $(RUN) ## cancel every order of ours, exits too (CANCEL_ALL)
+	@$(OPS) mode CANCEL_ALL
+
+flatten: $(RUN) ## cancel entries and close every lot near the last price (FLATTEN)
+	@$(OPS) mode FLATTEN
+
+replay: $(RUN) ## a recorded market through the whole pipeline in one thread: DATA=path [HOURS=24]
+	@$(PY) -m services.backtest --data $(or $(DATA),$(error say which: make replay DATA=file.npz)) $(if $(HOURS),--hours $(HOURS)) $(if $(START),--start $(START))
+
+test: $(DEV) lint ## all checks and tests, offline
+	@$(PY) -m pytest -n 2 --dist loadgroup
+
+lint: $(DEV) ## format check, lint, types
+	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy
+
+format: $(DEV) ## format and fix what can be fixed
+	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check --fix -q .
+
+lock: $(DEV) ## resolve the dependencies anew, with hashes
+	@$(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe -o requirements.lock pyproject.toml
+	@$(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+
+clean: ## remove the virtual environment and caches; RUN_DIR stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 up")'
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUN): requirements.lock | $(VENV)/bin/python
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(DEV): requirements-dev.lock | $(VENV)/bin/python
+	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@ $(RUN)

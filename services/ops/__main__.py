@@ -1,0 +1,4 @@
+from services.ops.ops import main
+
+if __name__ == "__main__":
+    main()

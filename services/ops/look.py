@@ -1,0 +1,146 @@
+"""look: the state of a running pipeline, as its own messages tell it."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from shared import messages as msg
+from shared.bus import STREAMS, Bus
+
+LISTEN_SECONDS = 2.6  # every process speaks each second: two words of each, and a rate
+
+
+class Process(NamedTuple):
+    """One supervised process; `feed_age_ms` and `rates` are None until it has spoken (twice)."""
+
+    name: str
+    state: str
+    shard: str | None
+    pid: int | None
+    healthy: bool
+    note: str
+    feed_age_ms: int | None
+    p50_us: int | None
+    p99_us: int | None
+    rates: dict[str, float] | None
+
+
+class Heard:
+    """The last word of each process, the one before, the mode and the positions."""
+
+    def __init__(self) -> None:
+        self.health: dict[str, list[tuple[float, msg.Health]]] = {}
+        self.mode: msg.Mode | None = None
+        self.positions: dict[str, msg.Position] = {}
+
+    def take(self, message: Any) -> None:
+        """One message from the bus."""
+        if isinstance(message, msg.Health):
+            name = process_name(message.service, message.slot)
+            self.health.setdefault(name, []).append((time.monotonic(), message))
+        elif isinstance(message, msg.Mode):
+            self.mode = message
+        elif isinstance(message, msg.Position):
+            self.positions[message.symbol] = message
+
+    def healthy(self, name: str) -> bool:
+        """Has said that it is ready, in its last word."""
+        words = self.health.get(name, [])
+        return bool(words and words[-1][1].ready)
+
+
+def process_name(service: str, slot: int) -> str:
+    """`router`, `worker-3`."""
+    return f"{service}-{slot}" if service == "worker" else service
+
+
+def listener(run_dir: Path) -> Bus:
+    """A bus that hears what `Heard` wants to know."""
+    topics = ("health.", "mode.", "position.")
+    return Bus(run_dir, hears={s.name: topics for s in STREAMS.values() if s.pattern == "PUB"})
+
+
+def listen(bus: Bus, seconds: float, heard: Heard) -> Heard:
+    """Take in all that is said in so many seconds."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        for message, _ in bus.receive(left * 1000):
+            heard.take(message)
+    return heard
+
+
+def process(name: str, state: str, pid: int, heard: Heard, answers: bool) -> Process:
+    """One row; `answers` stands for the health of a process that is not on the bus."""
+    words = heard.health.get(name, [])
+    if not words:
+        healthy = answers and state == "RUNNING"
+        return Process(name, state, None, pid or None, healthy, "", None, None, None, None)
+    (first_at, first), (at, last) = words[0], words[-1]
+    rates = None
+    if at > first_at:
+        rates = {
+            key: round((value - first.counters.get(key, 0)) / (at - first_at), 1)
+            for key, value in last.counters.items()
+        }
+    age = last.ages_ms.get("feed", last.ages_ms.get("account"))
+    healthy = last.ready and state == "RUNNING" and last.pid == pid
+    shard = last.shard or None
+    values = (last.note, age, last.p50_us, last.p99_us, rates)
+    return Process(name, state, shard, pid, healthy, *values)
+
+
+def report(processes: list[Process], heard: Heard) -> dict[str, Any]:
+    """The status as data. Counts are None where nobody said them."""
+    mode, keeper = heard.mode, heard.health.get("keeper")
+    counters = keeper[-1][1].counters if keeper else {}
+    return {
+        "mode": mode.mode if mode else None,
+        "mode_reason": mode.reason if mode else None,
+        "lots": counters.get("lots"),
+        "symbols": len(mode.symbols) if mode else None,
+        "slots": mode.slots if mode else None,
+        "working_orders": counters.get("working_orders"),
+        "executions": counters.get("executions"),
+        "differences": mode.differences if mode else None,
+        "auditor_breaches": None,
+        "processes": [process._asdict() for process in processes],
+    }
+
+
+SHOWN_RATES = ("klines", "bars", "ARM", "accepted", "grants")
+
+
+def show(console: Console, status: dict[str, Any]) -> None:
+    """The status as a table."""
+    table = Table(box=None, header_style="bold")
+    for name in ("process", "state", "shard", "pid", "healthy", "feed age", "p50/p99", "rates", ""):
+        table.add_column(
+            name, justify="right" if name in ("pid", "feed age", "p50/p99") else "left"
+        )
+    for row in status["processes"]:
+        rates = row["rates"] or {}
+        table.add_row(
+            row["name"],
+            row["state"],
+            row["shard"] or "",
+            str(row["pid"] or ""),
+            "[green]yes" if row["healthy"] else "[red]no",
+            "" if row["feed_age_ms"] is None else f"{row['feed_age_ms']} ms",
+            "" if row["p50_us"] is None else f"{row['p50_us']}/{row['p99_us']} us",
+            " ".join(f"{key} {rates[key]:g}/s" for key in SHOWN_RATES if rates.get(key)),
+            row["note"],
+        )
+    console.print(table)
+    mode = status["mode"] or "unknown (the keeper is silent)"
+    reason = f": {status['mode_reason']}" if status["mode_reason"] else ""
+    console.print(f"mode [bold]{mode}[/bold]{reason}")
+    names = ("lots", "symbols", "working_orders", "executions", "differences")
+    words = (f"{name.replace('_', ' ')} {_count(status[name])}" for name in names)
+    console.print("  ".join(words))
+
+
+def _count(value: int | None) -> str:
+    return "?" if value is None else str(value)

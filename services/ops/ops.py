@@ -1,0 +1,321 @@
+"""ops: up, down, status, scale, mode. What `make` calls; talks to supervisord and to the bus."""
+
+import argparse
+import contextlib
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import xmlrpc.client
+from collections.abc import Iterable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from supervisor.xmlrpc import SupervisorTransport
+
+from services.ops import look
+from shared import messages as msg
+from shared.bus import MAX_SLOTS, Bus
+from shared.settings import SHARDS_FILE, WRONG_SETTING_EXIT, Settings, load
+
+ROOT = Path(__file__).resolve().parents[2]
+UP_SECONDS = 90  # 500 symbols are ready in about 10
+DOWN_SECONDS = 20
+SCALE_SECONDS = 30
+LAST_LINES = 15
+WRONG = "wrong_setting "  # how a process says that its configuration cannot work
+DEAD = ("EXITED", "FATAL")
+GONE = (OSError, HTTPException, xmlrpc.client.Error)
+
+console = Console(highlight=False)
+
+
+class Supervisor:
+    """supervisord's own XML-RPC over its unix socket."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._address = f"unix://{run_dir.absolute() / 'supervisor.sock'}"
+
+    @property
+    def _rpc(self) -> Any:
+        """A fresh connection: supervisor's transport does not outlive a failed one."""
+        transport = SupervisorTransport(None, None, self._address)
+        return xmlrpc.client.ServerProxy("http://supervisor", transport=transport).supervisor
+
+    def alive(self) -> bool:
+        """Does it answer?"""
+        try:
+            return bool(self._rpc.getState()["statename"] == "RUNNING")
+        except GONE:
+            return False
+
+    def processes(self) -> list[dict[str, Any]]:
+        """What it supervises, without the slots that were never used."""
+        rows = self._rpc.getAllProcessInfo()
+        return [row for row in rows if row["statename"] != "STOPPED" or row["group"] != "worker"]
+
+    def start(self, slots: Iterable[int]) -> None:
+        """Start the workers in these slots."""
+        for slot in slots:
+            with contextlib.suppress(xmlrpc.client.Fault):  # it runs already
+                self._rpc.startProcess(f"worker:worker-{slot}")
+
+    def stop(self, slots: Iterable[int]) -> None:
+        """Stop the workers in these slots, and wait until they have."""
+        for slot in slots:
+            with contextlib.suppress(xmlrpc.client.Fault):  # it was stopped already
+                self._rpc.stopProcess(f"worker:worker-{slot}")
+
+    def shutdown(self) -> None:
+        """Stop everything."""
+        with contextlib.suppress(*GONE):
+            self._rpc.shutdown()
+
+
+def up(settings: Settings) -> int:
+    """Start what does not run; wait until all is healthy, or say what is not."""
+    supervisor = Supervisor(settings.RUN_DIR)
+    if supervisor.alive():
+        console.print("already running")
+    elif wrong := _preflight(settings):
+        return _fail(wrong)
+    else:
+        _start_supervisord(settings)
+        if not _wait(supervisor.alive, 10):
+            return _fail(f"supervisord does not start: see {settings.RUN_DIR}/logs/supervisord.log")
+        supervisor.start(range(settings.SHARDS))
+    wrong = _wait_healthy(settings, supervisor)
+    if wrong:
+        console.print(f"[red]{wrong}")
+        supervisor.shutdown()
+        return 1
+    return status(settings, as_json=False)
+
+
+def down(settings: Settings) -> int:
+    """Stop everything and wait for its end."""
+    supervisor = Supervisor(settings.RUN_DIR)
+    if not supervisor.alive():
+        console.print("nothing runs")
+        return 0
+    supervisor.shutdown()
+    if not _wait(lambda: not _supervisord_pid(settings), DOWN_SECONDS):
+        return _fail(f"supervisord is still there after {DOWN_SECONDS} s")
+    console.print("stopped")
+    return 0
+
+
+def status(settings: Settings, as_json: bool) -> int:
+    """Exit code 0 if everything is healthy, 1 if not, 3 if nothing runs."""
+    supervisor = Supervisor(settings.RUN_DIR)
+    if not supervisor.alive():
+        print(json.dumps({"running": False}) if as_json else "nothing runs: make up")
+        return 3
+    bus = look.listener(settings.RUN_DIR)
+    heard = look.listen(bus, look.LISTEN_SECONDS, look.Heard())
+    bus.close()
+    rows = _rows(settings, supervisor, heard)
+    report = {"running": True, **look.report(rows, heard)}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        look.show(console, report)
+    return 0 if all(row.healthy for row in rows) else 1
+
+
+def scale(settings: Settings, shards: int) -> int:
+    """A new generation of workers in free slots; the old one stops once the new one is ready."""
+    supervisor = Supervisor(settings.RUN_DIR)
+    if not supervisor.alive():
+        return _fail("nothing runs: make up")
+    if not 1 <= shards <= MAX_SLOTS // 2:
+        return _fail(f"N: from 1 to {MAX_SLOTS // 2} shards, got {shards}")
+    old = _worker_slots(supervisor)
+    new = [slot for slot in range(MAX_SLOTS) if slot not in old][:shards]
+    file = settings.RUN_DIR / SHARDS_FILE
+    slots = json.loads(file.read_text())
+    _write_shards(file, slots | {str(slot): [i, shards] for i, slot in enumerate(new)})
+    supervisor.start(new)
+    names = {f"worker-{slot}" for slot in new}
+    bus, heard = look.listener(settings.RUN_DIR), look.Heard()
+    with console.status(f"starting {shards} workers") as spinner:
+
+        def ready() -> bool:
+            look.listen(bus, 0.2, heard)
+            done = sum(heard.healthy(name) for name in names)
+            spinner.update(f"{done}/{shards} workers ready")
+            return done == shards
+
+        moved = _wait(ready, SCALE_SECONDS)
+    bus.close()
+    if not moved:
+        supervisor.stop(new)
+        return _fail(f"the new workers were not ready in {SCALE_SECONDS} s: the old ones go on")
+    supervisor.stop(old)
+    _write_shards(file, {str(slot): [i, shards] for i, slot in enumerate(new)})
+    console.print(f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}")
+    return 0
+
+
+def mode(settings: Settings, wanted: str) -> int:
+    """Ask the keeper for a mode; it is journaled with who asked."""
+    bus = Bus(settings.RUN_DIR, asks=("ledger",))
+    bus.ask("ledger", msg.Control(wanted, os.environ.get("USER", "operator")), time.monotonic_ns())
+    answer = next((message for message, _ in bus.receive(2000)), None)
+    bus.close()
+    if not isinstance(answer, msg.Mode):
+        return _fail("the keeper does not answer: make status")
+    console.print(f"mode {answer.mode} {answer.reason}".rstrip())
+    return 0
+
+
+def _preflight(settings: Settings) -> str:
+    """What would fail after the start, said before it."""
+    try:
+        settings.RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (settings.RUN_DIR / "logs").mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        return f"RUN_DIR: {error}"
+    if settings.BYBIT_ENV != "paper":
+        return ""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", settings.PAPER_PORT))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"PAPER_PORT: port {settings.PAPER_PORT} is in use by another program"
+            return f"PAPER_PORT: {error}"
+    return ""
+
+
+def _start_supervisord(settings: Settings) -> None:
+    file = settings.RUN_DIR / SHARDS_FILE
+    _write_shards(file, {str(i): [i, settings.SHARDS] for i in range(settings.SHARDS)})
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "RUN_DIR": str(settings.RUN_DIR),
+        "RUN_PATH": str(settings.RUN_DIR.absolute()),
+        "AUTOSTART_PAPER": str(settings.BYBIT_ENV == "paper").lower(),
+        "DIE_WITH_PARENT": "true",
+    }
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(ROOT / "supervisord.conf")]
+    subprocess.run(command, env=environment, cwd=ROOT, check=False)
+
+
+def _write_shards(file: Path, slots: dict[str, list[int]]) -> None:
+    """Whole or not at all: a worker may be starting."""
+    draft = file.with_suffix(".new")
+    draft.write_text(json.dumps(slots))
+    draft.replace(file)
+
+
+def _wait_healthy(settings: Settings, supervisor: Supervisor) -> str:
+    """Empty once all are healthy; otherwise who is not, and the last lines it said."""
+    bus, heard = look.listener(settings.RUN_DIR), look.Heard()
+    until = time.monotonic() + UP_SECONDS
+    rows: list[look.Process] = []
+    try:
+        with console.status("starting") as spinner:
+            while time.monotonic() < until:
+                look.listen(bus, 0.25, heard)
+                rows = _rows(settings, supervisor, heard)
+                if dead := [row for row in rows if row.state in DEAD]:
+                    return _obituary(settings, dead)
+                if rows and all(row.healthy for row in rows):
+                    return ""
+                late = [f"{row.name} {row.note}".strip() for row in rows if not row.healthy]
+                spinner.update("waiting for " + ", ".join(late))
+    finally:
+        bus.close()
+    return _obituary(settings, [row for row in rows if not row.healthy])
+
+
+def _obituary(settings: Settings, rows: list[look.Process]) -> str:
+    words = []
+    for row in rows:
+        log = settings.RUN_DIR / "logs" / f"{row.name}.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        if lines and WRONG in lines[-1]:
+            return f"{row.name}: {lines[-1].split(WRONG)[1]}"
+        words += [f"{row.name} is not healthy ({row.state} {row.note})", *lines[-LAST_LINES:]]
+    return "\n".join(words)
+
+
+def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list[look.Process]:
+    try:
+        infos = supervisor.processes()
+    except GONE:
+        return []
+    if settings.BYBIT_ENV != "paper":
+        infos = [info for info in infos if info["name"] != "paper"]
+    return [
+        look.process(
+            *(info["name"], info["statename"], info["pid"], heard),
+            answers=info["name"] == "paper" and _paper_answers(settings),
+        )
+        for info in infos
+    ]
+
+
+def _paper_answers(settings: Settings) -> bool:
+    url = f"http://127.0.0.1:{settings.PAPER_PORT}/v5/market/time"
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _worker_slots(supervisor: Supervisor) -> list[int]:
+    rows = supervisor.processes()
+    return [int(row["name"].split("-")[1]) for row in rows if row["group"] == "worker"]
+
+
+def _supervisord_pid(settings: Settings) -> int:
+    file = settings.RUN_DIR / "supervisord.pid"
+    return int(file.read_text()) if file.exists() else 0
+
+
+def _wait(condition: Any, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _fail(reason: str) -> int:
+    print(reason, file=sys.stderr)
+    return WRONG_SETTING_EXIT
+
+
+def main() -> None:
+    """`python -m services.ops up|down|status|scale|mode`."""
+    parser = argparse.ArgumentParser(prog="python -m services.ops", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verbs.add_parser("up", help="start everything and wait until it is healthy")
+    verbs.add_parser("down", help="stop everything")
+    verbs.add_parser("status", help="how it is").add_argument("--json", action="store_true")
+    verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
+    verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
+    asked = parser.parse_args()
+    settings = load()
+    if asked.verb == "status":
+        code = status(settings, asked.json)
+    elif asked.verb == "scale":
+        code = scale(settings, asked.n)
+    elif asked.verb == "mode":
+        code = mode(settings, asked.mode)
+    else:
+        code = {"up": up, "down": down}[asked.verb](settings)
+    sys.exit(code)
