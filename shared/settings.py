@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     MAX_LOTS_PER_SYMBOL: int = Field(10, ge=1, le=100)
     DCA_MIN_STEP_PCT: float = Field(0.2, ge=0, le=100)
     MIN_REPRICE_PCT: float = Field(0.02, ge=0, le=10)
+    RATE_LIMIT: int = Field(10, ge=1, le=100_000)
     QUOTE_TTL_MS: int = Field(5_000, ge=1_000, le=600_000)
     RECONCILE_SECONDS: int = Field(10, ge=2, le=3_600)
 
@@ -78,8 +79,8 @@ class Settings(BaseSettings):
     PAPER_START: str = ""
     PAPER_HOURS: float = Field(0, ge=0)
     PAPER_SPEED: float = Field(1.0, gt=0, le=10_000)
-    PAPER_SEED: int = Field(1, ge=0)
-    PAPER_HOUR: float = Field(0.0, ge=0, lt=24)
+    PAPER_SEED: int = Field(105, ge=0)
+    PAPER_HOUR: float = Field(14.0, ge=0, lt=24)
     PAPER_SYMBOLS: int = Field(500, ge=1, le=500)
     PAPER_BALANCE_USDT: Decimal = Field(Decimal(1_000), gt=0)
     PAPER_ACK_MS: float = Field(1.0, ge=0, le=60_000)

@@ -99,9 +99,13 @@ class Replay:
         self.exchange = Exchange(settings, ticker)
         self.exchange.now_ms = self._now_ms = start_ms
         self.keeper = Keeper(settings, ":memory:")
-        one_shard = settings.model_copy(update={"SHARDS": 1, "WORKER_SLOT": 0})
         self.ingestor, self.router = Ingestor(settings), Router(settings)
-        self._actors: list[Actor] = [self.keeper, self.ingestor, Worker(one_shard), self.router]
+        self._actors: list[Actor] = [
+            self.keeper,
+            self.ingestor,
+            Worker(settings, shard=(0, 1)),
+            self.router,
+        ]
         self._wire: deque[tuple[Actor, Any]] = deque()
         self._heard = heard
         links = ((self.keeper, "private"), (self.ingestor, "public-0"), (self.router, "trade"))
@@ -124,6 +128,7 @@ class Replay:
                 qty = listing.qty_step * int(point.volume / float(listing.qty_step))
                 price = point.ticks * listing.tick_size
                 self.exchange.matching.trade(listing.symbol, price, qty, point.ts_ms)
+                self._settle()  # what the account knows comes before what the market shows
                 pushed = (point.which,)
             for which in pushed:
                 self._wire.append((self.ingestor, self.exchange.kline(which)))

@@ -45,7 +45,7 @@ class Router(Actor):
         super().__init__(settings)
         self._rules = settings.part(Rules)
         self._ttl_ns = settings.QUOTE_TTL_MS * 1_000_000
-        self._budget = Budget()
+        self._budget = Budget(settings.RATE_LIMIT)
         self._instruments: dict[str, msg.Instrument] = {}
         self._positions: dict[str, msg.Position] = {}
         self._quotes: dict[str, tuple[msg.Quote, int]] = {}

@@ -3,7 +3,6 @@
 from collections import defaultdict, deque
 
 SECOND_NS = 1_000_000_000
-DEFAULT_LIMIT = 10  # orders a second in each bucket for an account without VIP (rate-limit page)
 USED = 0.8  # of the limit: the exchange's second is not ours
 FOR_ENTRIES = 0.7  # of what we use: a flood of entries leaves exits their share
 
@@ -11,7 +10,8 @@ FOR_ENTRIES = 0.7  # of what we use: a flood of entries leaves exits their share
 class Budget:
     """One bucket per action over a rolling second; limits are learned from `X-Bapi-Limit`."""
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int) -> None:
+        """`limit`: orders a second in each bucket, until the exchange says otherwise."""
         self._limits: defaultdict[str, int] = defaultdict(lambda: limit)
         self._sent: defaultdict[str, deque[int]] = defaultdict(deque)
 

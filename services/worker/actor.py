@@ -36,11 +36,11 @@ class Worker(Actor):
     says = "quotes"
     asks = ("history", "instruments")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shard: tuple[int, int] | None = None) -> None:
         super().__init__(settings)
         self._parameters = settings.part(Parameters)
         self._interval_ms = settings.interval_ms
-        self._index, self._shards = settings.worker_shard
+        self._index, self._shards = shard or settings.worker_shard
         self.shard = f"{self._index}/{self._shards}"
         self._symbols: dict[str, Symbol] = {}
         self._universe_ns = 0
