@@ -137,7 +137,7 @@ class Plain:
         self.volatility = 100 * statistics.fmean(ranges)
 
     def requote(self, bar_ms):
-        """The quote (side, zone, price, take profit, bar) from the closed bars and the last price."""
+        """(side, zone, price, take profit, bar) from the closed bars and the last price."""
         self.bands()
         last = float(self.last)
         buy, sell = (last - self.lower) / self.lower, (self.upper - last) / self.upper

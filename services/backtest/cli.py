@@ -45,7 +45,7 @@ class Tally:
 
 
 def main() -> None:
-    """`python -m services.backtest --data FILE [--start ISO] [--hours N]`; other settings as ever."""
+    """`python -m services.backtest --data FILE [--start ISO] [--hours N]`; the rest is settings."""
     parser = argparse.ArgumentParser(prog="python -m services.backtest", description=__doc__)
     parser.add_argument("--data", required=True, help="an .npz or a folder of <SYMBOL>.csv files")
     parser.add_argument("--start", default="", help="ISO time, for example 2025-05-22T00:00")

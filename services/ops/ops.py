@@ -93,8 +93,8 @@ def up(settings: Settings) -> int:
         supervisor.start(range(settings.SHARDS))
     wrong = _wait_healthy(settings, supervisor)
     if wrong:
-        console.print(f"[red]{wrong}")
-        supervisor.shutdown()
+        print(wrong, file=sys.stderr)
+        down(settings)
         return 1
     return status(settings, as_json=False)
 
