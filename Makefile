@@ -7,7 +7,7 @@ RUN ?= $(VENV)/.run-installed
 DEV ?= $(VENV)/.dev-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs tap scale pause resume cancel-all flatten replay test lint format lock clean
+.PHONY: help up down status logs tap scale pause resume cancel-all flatten paper-reset replay test lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ cancel-all: $(RUN) ## cancel every order of ours, exits too (CANCEL_ALL)
 
 flatten: $(RUN) ## cancel entries and close every lot near the last price (FLATTEN)
 	@$(OPS) mode FLATTEN
+
+paper-reset: $(RUN) ## a new paper account and an empty ledger (only with BYBIT_ENV=paper, stopped)
+	@$(OPS) paper-reset
 
 replay: $(RUN) ## a recorded market through the whole pipeline in one thread: DATA=path [HOURS=24]
 	@$(PY) -m services.backtest --data $(or $(DATA),$(error say which: make replay DATA=file.npz)) $(if $(HOURS),--hours $(HOURS)) $(if $(START),--start $(START))

@@ -151,6 +151,24 @@ def test_up_trade_scale_down(pipeline):
     wait_for(lambda: p.status()["differences"] == 0, 20)
     assert ours(p) == theirs(p)
 
+    held, count = ours(p), p.status()["executions"]
+    assert p.ops("down").returncode == 0
+    assert p.ops("up").returncode == 0, "the account and the ledger go on where they were"
+    wait_for(lambda: p.status()["differences"] == 0, 20)
+    status = p.status()
+    assert status["executions"] >= count
+    assert status["mode"] == "REDUCE_ONLY", "what an operator asked for outlives a restart"
+    assert set(ours(p)) <= set(held), "nothing was opened"
+    assert ours(p) == theirs(p)
+
+    assert p.ops("paper-reset").returncode == 2, "not while it runs"
+    assert p.ops("down").returncode == 0
+    p.env |= {"PAPER_SEED": "7"}
+    up = p.ops("up")
+    assert (up.returncode, "make paper-reset" in up.stderr) == (1, True), "another market"
+    assert p.ops("paper-reset").returncode == 0
+    assert not (p.run_dir / "state.db").exists()
+
 
 def bars_of(quotes):
     found = {}

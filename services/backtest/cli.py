@@ -58,7 +58,7 @@ def main() -> None:
         PAPER_HOURS=asked.hours,
     )
     try:
-        feed, start_ms = feed_of(settings, 0)
+        feed, start_ms, _ = feed_of(settings, 0)
     except BadData as error:
         parser.exit(2, f"{error}\n")
     tally, began = Tally(), time.monotonic()

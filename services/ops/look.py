@@ -117,9 +117,8 @@ def show(console: Console, status: dict[str, Any]) -> None:
     """The status as a table."""
     table = Table(box=None, header_style="bold")
     for name in ("process", "state", "shard", "pid", "healthy", "feed age", "p50/p99", "rates", ""):
-        table.add_column(
-            name, justify="right" if name in ("pid", "feed age", "p50/p99") else "left"
-        )
+        right = name in ("pid", "feed age", "p50/p99")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
     for row in status["processes"]:
         rates = row["rates"] or {}
         table.add_row(

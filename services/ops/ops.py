@@ -30,11 +30,12 @@ UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 LAST_LINES = 15
+PAPER_FILES = ("paper.jsonl", "state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
 
 
 class Supervisor:
@@ -176,6 +177,21 @@ def mode(settings: Settings, wanted: str) -> int:
     return 0
 
 
+def paper_reset(settings: Settings) -> int:
+    """Put the paper account and its ledger aside, so that the next start begins afresh."""
+    if settings.BYBIT_ENV != "paper":
+        return _fail(f"BYBIT_ENV={settings.BYBIT_ENV}: only a paper account can be reset")
+    if Supervisor(settings.RUN_DIR).alive():
+        return _fail("it runs: make down first")
+    aside = settings.RUN_DIR / time.strftime("before-%Y%m%d-%H%M%S")
+    files = [file for name in PAPER_FILES if (file := settings.RUN_DIR / name).exists()]
+    for file in files:
+        aside.mkdir(mode=0o700, exist_ok=True)
+        file.rename(aside / file.name)
+    console.print(f"the old account is in {aside}" if files else "nothing to reset")
+    return 0
+
+
 def _preflight(settings: Settings) -> str:
     """What would fail after the start, said before it."""
     try:
@@ -308,6 +324,7 @@ def main() -> None:
     verbs.add_parser("status", help="how it is").add_argument("--json", action="store_true")
     verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
     verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
+    verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
     asked = parser.parse_args()
     settings = load()
     if asked.verb == "status":
@@ -317,5 +334,5 @@ def main() -> None:
     elif asked.verb == "mode":
         code = mode(settings, asked.mode)
     else:
-        code = {"up": up, "down": down}[asked.verb](settings)
+        code = {"up": up, "down": down, "paper-reset": paper_reset}[asked.verb](settings)
     sys.exit(code)

@@ -17,12 +17,14 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from services.paper.clock import Clock
+from services.paper.journal import Journal
 from services.paper.matching import OPEN, Matching, Params, Refused, Row
 from services.paper.ticker import Point, Ticker
 from shared.settings import Settings
 
 HISTORY = 400  # minutes of klines before the start
 BATCH_SECONDS = 0.005  # how often the market looks at its clock
+MARK_NS = 5_000_000_000  # how often the market time is written down
 QUEUE_LIMIT = 50_000  # frames a slow client may be behind before it is cut off
 MAX_ARGS_CHARS = 21_000
 PRIVATE_TOPICS = {"order", "execution", "wallet", "position"}
@@ -71,7 +73,9 @@ class Client:
 class Paper:
     """The server: routes, sockets, and the market's loop."""
 
-    def __init__(self, settings: Settings, ticker: Ticker, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, ticker: Ticker, clock: Clock, journal: Journal, origin_ms: int
+    ) -> None:
         self._settings, self._ticker, self._clock = settings, ticker, clock
         self._key, self._secret = settings.api_key, settings.api_secret.encode()
         listings = ticker.listings
@@ -80,6 +84,10 @@ class Paper:
         for index, listing in enumerate(listings):
             _, ohlc, _ = ticker.closed[-1]
             self._matching.last[listing.symbol] = int(ohlc[3, index]) * listing.tick_size
+        self._journal = journal
+        journal.restore(self._matching)
+        journal.open(self._matching, origin_ms, self._market_ms())
+        self._marked_ns = 0
         self._clients: set[Client] = set()
         self._subscribers: defaultdict[str, set[Client]] = defaultdict(set)
         self._calls: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -104,6 +112,9 @@ class Paper:
                 else:
                     self._trade(point)
             self._flush()
+            if time.monotonic_ns() - self._marked_ns > MARK_NS:
+                self._marked_ns = time.monotonic_ns()
+                self._journal.mark(self._market_ms())
             await asyncio.sleep(BATCH_SECONDS)
         log.info("the recorded market is at its end: no more prices")
 
@@ -132,8 +143,10 @@ class Paper:
             client.send(frame)
 
     def _flush(self) -> None:
-        """The account's news to the private stream."""
-        for topic, row in self._matching.take_pushes():
+        """The account's news: to the disk, then to the private stream."""
+        pushes = self._matching.take_pushes()
+        self._journal.write(pushes, self._matching, self._market_ms())
+        for topic, row in pushes:
             clients = self._subscribers.get(topic)
             if not clients:
                 continue

@@ -13,13 +13,14 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from services.paper.market import Listing
-from services.paper.wallet import Wallet
+from services.paper.wallet import Holding, Wallet
 
 BUY, SELL = "Buy", "Sell"
 OPEN = ("New", "PartiallyFilled")
 MAKER_FEE, TAKER_FEE = Decimal("0.0002"), Decimal("0.00055")
 MIN_NOTIONAL = Decimal(5)
 MAX_ID = 36
+KEEP_CLOSED = 5_000  # closed orders and fills that a restart remembers
 MAX_OPEN_PER_SYMBOL = 500
 ZERO = Decimal(0)
 
@@ -221,6 +222,56 @@ class Matching:
                 self._fill(order, part, order.price, True, now_ms)
             elif (order.price > price) == (order.side == BUY) and order.price != price:
                 self._fill(order, order.left, order.price, True, now_ms)
+
+    def snapshot(self) -> list[Row]:
+        """The account as journal lines: balance and positions, then recent orders, then fills."""
+        positions = {
+            symbol: [str(p.size), str(p.entry), str(p.realised), p.opened_ms, p.updated_ms]
+            for symbol, p in self.wallet.positions.items()
+        }
+        head = {"balance": str(self.wallet.balance), "positions": positions}
+        alive = {order.order_id for order in self.open_orders()}
+        recent = set(list(self.orders)[-KEEP_CLOSED:])
+        kept = [order for key, order in self.orders.items() if key in alive | recent]
+        fills = [{"execution": row, "old": True} for row in self.executions[-KEEP_CLOSED:]]
+        return [head | {"number": self._number}, *({"order": o.row()} for o in kept), *fills]
+
+    def restore_wallet(self, line: Row) -> None:
+        """Balance and positions of a snapshot."""
+        self.wallet.balance = Decimal(line["balance"])
+        self._number = line["number"]
+        for symbol, (size, entry, realised, *stamps) in line["positions"].items():
+            self.wallet.positions[symbol] = Holding(
+                Decimal(size), Decimal(entry), Decimal(realised), *stamps
+            )
+
+    def restore_order(self, row: Row) -> None:
+        """One order as it was last said."""
+        price, qty = Decimal(row["price"]), Decimal(row["qty"])
+        order = Order(row, price, qty, self._number, row["orderId"])
+        order.status, order.reason = row["orderStatus"], row["rejectReason"]
+        order.cancel_type, order.filled = row["cancelType"], Decimal(row["cumExecQty"])
+        order.avg_value, order.cum_fee = Decimal(row["cumExecValue"]), Decimal(row["cumExecFee"])
+        order.created_ms, order.updated_ms = int(row["createdTime"]), int(row["updatedTime"])
+        order.last_created = Decimal(row["lastPriceOnCreated"])
+        known = self.orders.pop(order.order_id, None)
+        if known and known in self._open[known.symbol]:
+            self._open[known.symbol].remove(known)
+        self._number += 1
+        self.orders[order.order_id] = order
+        if order.link_id:
+            self._by_link[order.link_id] = order
+        if order.status in OPEN:
+            self._open[order.symbol].append(order)
+
+    def restore_execution(self, row: Row, counted: bool) -> None:
+        """One fill; `counted` if the snapshot's wallet already holds it."""
+        self.executions.append({k: v for k, v in row.items() if k != "execPnl"})
+        self._number = max(self._number, row["seq"])
+        if not counted:
+            qty, price = Decimal(row["execQty"]), Decimal(row["execPrice"])
+            signed, fee = qty if row["side"] == BUY else -qty, Decimal(row["execFee"])
+            self.wallet.fill(row["symbol"], signed, price, fee, int(row["execTime"]))
 
     def open_orders(self) -> list[Order]:
         """Every order that may still be filled, newest first."""

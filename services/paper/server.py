@@ -15,6 +15,7 @@ from aiohttp import web
 
 from services.paper.actor import HISTORY, Paper
 from services.paper.clock import Clock
+from services.paper.journal import Journal, WrongMarket
 from services.paper.market import MINUTE_MS, BadData, Feed, Replay, Synthetic
 from services.paper.ticker import Ticker
 from shared.actor import die_with_parent, hold_lock
@@ -23,8 +24,11 @@ from shared.settings import WRONG_SETTING_EXIT, Settings, load
 log = logging.getLogger("paper")
 
 
-def feed_of(settings: Settings, wall_ms: int) -> tuple[Feed, int]:
-    """The configured feed and the market time at which trading begins. Raises BadData."""
+def feed_of(settings: Settings, wall_ms: int, origin_ms: int = 0) -> tuple[Feed, int, int]:
+    """The configured feed, the market time at which it begins to trade, and its first minute.
+
+    `origin_ms` is the first minute of an earlier start, 0 for a new market. Raises BadData.
+    """
     if settings.PAPER_FEED == "replay":
         start_ms = 0
         if settings.PAPER_START:
@@ -35,10 +39,20 @@ def feed_of(settings: Settings, wall_ms: int) -> tuple[Feed, int]:
             start_ms = int(start.replace(tzinfo=start.tzinfo or UTC).timestamp() * 1000)
         minutes = int(settings.PAPER_HOURS * 60)
         replay = Replay(Path(settings.PAPER_DATA), start_ms, minutes, HISTORY)
-        return replay, replay.start_ms
-    first_ms = wall_ms // MINUTE_MS * MINUTE_MS - HISTORY * MINUTE_MS
+        return replay, replay.start_ms, replay.start_ms
+    origin_ms = origin_ms or wall_ms // MINUTE_MS * MINUTE_MS - HISTORY * MINUTE_MS
     hour = settings.PAPER_HOUR - HISTORY / 60
-    return Synthetic(settings.PAPER_SYMBOLS, settings.PAPER_SEED, first_ms, hour), wall_ms
+    feed = Synthetic(settings.PAPER_SYMBOLS, settings.PAPER_SEED, origin_ms, hour)
+    return feed, wall_ms, origin_ms
+
+
+def market_of(settings: Settings) -> dict[str, str]:
+    """What an account was traded on: with any of it changed, it is another market."""
+    names = {
+        "synthetic": ("PAPER_FEED", "PAPER_SEED", "PAPER_HOUR", "PAPER_SYMBOLS"),
+        "replay": ("PAPER_FEED", "PAPER_DATA", "PAPER_START"),
+    }[settings.PAPER_FEED]
+    return {name: str(getattr(settings, name)) for name in names}
 
 
 def run() -> None:
@@ -54,7 +68,7 @@ def run() -> None:
     hold_lock(settings.RUN_DIR, "paper-0")
     try:
         asyncio.run(_serve(settings))
-    except BadData as error:
+    except (BadData, WrongMarket) as error:
         log.error("wrong_setting %s", error)
         sys.exit(WRONG_SETTING_EXIT)
     except OSError as error:
@@ -64,13 +78,22 @@ def run() -> None:
         sys.exit(WRONG_SETTING_EXIT)
 
 
+def _progress(at_ms: int) -> None:
+    """A line for each day of market time that is made up for."""
+    if at_ms % 86_400_000 == 0:
+        log.info("catching up day=%s", datetime.fromtimestamp(at_ms / 1000, UTC).date())
+
+
 async def _serve(settings: Settings) -> None:
     began = time.monotonic()
-    feed, start_ms = feed_of(settings, time.time_ns() // 1_000_000)
+    journal = Journal(settings.RUN_DIR / "paper.jsonl", market_of(settings))
+    feed, start_ms, origin_ms = feed_of(settings, time.time_ns() // 1_000_000, journal.origin_ms)
+    if settings.PAPER_FEED == "replay" or settings.PAPER_SPEED != 1:
+        start_ms = journal.market_ms or start_ms
     ticker = Ticker(feed)
-    ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS, lambda _: None)
+    ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS, _progress)
     clock = Clock(start_ms, time.monotonic_ns(), settings.PAPER_SPEED)
-    paper = Paper(settings, ticker, clock)
+    paper = Paper(settings, ticker, clock, journal, origin_ms)
     runner = web.AppRunner(paper.application(), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", settings.PAPER_PORT, shutdown_timeout=0.5)
