@@ -104,13 +104,15 @@ def _readers(cls: Any) -> list[tuple[str, Callable[[Any], Any]]]:
 
 def read(cls: Any, row: Any) -> Any:
     """One message from one row of Bybit's. Raises one of BAD_FRAME on what it cannot read."""
+    row = {"recvNs": time.monotonic_ns(), **row}
     return cls(*[reader(row[key]) for key, reader in _readers(cls)])
 
 
 def klines_of(frame: Any) -> list[msg.Kline]:
     """A push of `kline.<interval>.<symbol>`."""
-    extra = {"symbol": frame["topic"].rpartition(".")[2], "recvNs": time.monotonic_ns()}
-    return [read(msg.Kline, {**row, **extra, "ts": row["timestamp"]}) for row in frame["data"]]
+    symbol = frame["topic"].rpartition(".")[2]
+    rows = ({**row, "symbol": symbol, "ts": row["timestamp"]} for row in frame["data"])
+    return [read(msg.Kline, row) for row in rows]
 
 
 def bar_of(symbol: str, interval_ms: int, row: list[str]) -> msg.Kline:

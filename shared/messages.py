@@ -8,7 +8,7 @@ monotonic clock, comparable between processes of one machine and with nothing el
 
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -189,6 +189,7 @@ class OrderUpdate(NamedTuple):
     reject_reason: str
     created_time_ms: int
     updated_time_ms: int
+    recv_ns: int = 0
 
 
 class Execution(NamedTuple):
@@ -205,6 +206,7 @@ class Execution(NamedTuple):
     exec_fee: Decimal
     is_maker: bool
     exec_time_ms: int
+    recv_ns: int = 0
 
 
 class Wallet(NamedTuple):
@@ -262,7 +264,10 @@ class Lot(NamedTuple):
 
 
 class Position(NamedTuple):
-    """The whole truth of one symbol: its lots, our non-terminal orders, the foreign quantity."""
+    """The whole truth of one symbol: its lots, our non-terminal orders, the foreign quantity.
+
+    `recv_ns` is when the fact that changed it came in; 0 when it is only said again.
+    """
 
     symbol: str
     version: Version
@@ -270,6 +275,7 @@ class Position(NamedTuple):
     orders: tuple[Order, ...]
     foreign_qty: Decimal = Decimal(0)
     no_entry: str = ""
+    recv_ns: int = 0
 
 
 class Mode(NamedTuple):
@@ -329,12 +335,13 @@ class Subscribe(NamedTuple):
 
 class Fetch(NamedTuple):
     """One REST read: what is instruments, klines, orders, order, executions, positions, wallet,
-    account or leverage (the two that write: one-way mode, leverage 1)."""
+    account or leverage (the two that write: one-way mode, leverage 1). `number` is the round's."""
 
     what: str
     symbol: str = ""
     start_ms: int = 0
     order_link_id: str = ""
+    number: int = 0
 
 
 class Fetched(NamedTuple):
@@ -423,7 +430,7 @@ def decode(frame: bytes) -> Any:
     try:
         kind, *fields = msgpack.unpackb(frame[1:], use_list=False)
         return build(_KINDS[kind], fields)
-    except (ValueError, TypeError, KeyError, InvalidOperation, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError, msgpack.UnpackException) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 

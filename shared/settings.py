@@ -31,7 +31,12 @@ class Settings(BaseSettings):
     """One flat table. Unknown names in `.env`, and unknown names of our families, are refused."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="forbid", case_sensitive=True, frozen=True, env_ignore_empty=True
+        env_file=".env",
+        extra="forbid",
+        case_sensitive=True,
+        frozen=True,
+        env_ignore_empty=True,
+        hide_input_in_errors=True,  # the input may be a secret
     )
 
     BYBIT_ENV: Literal["paper", "demo", "testnet", "mainnet"] = "paper"
@@ -91,6 +96,14 @@ class Settings(BaseSettings):
     def _data_exists(cls, value: str) -> str:
         if value and not Path(value).exists():
             raise ValueError("no such file or folder")
+        return value
+
+    @field_validator("BYBIT_REST_URL", "BYBIT_STREAM_URL")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        at = urlsplit(value)  # raises ValueError where it is none
+        if value and not (at.scheme in ("http", "https", "ws", "wss") and at.hostname):
+            raise ValueError("not a base address: scheme://host[:port]")
         return value
 
     @model_validator(mode="after")

@@ -25,6 +25,19 @@ from shared.settings import Settings
 
 TICK_MS = 1_000
 NS = 1_000_000
+NO_HEALTH: tuple[Any, ...] = (
+    0,
+    0,
+    True,
+    "",
+    "",
+    0,
+    {},
+    {},
+    0,
+    0,
+    "",
+)  # that an actor speaks is all that counts
 
 
 class Exchange:
@@ -144,6 +157,7 @@ class Replay:
             self._now_ms = self.exchange.now_ms = self._next_tick_ms
             for actor in self._actors:
                 self._send(actor, actor.tick(self._now_ns))
+                self._publish(actor.says, msg.Health(actor.service, *NO_HEALTH))
                 self._settle()
             self._next_tick_ms += TICK_MS
         self._now_ms = self.exchange.now_ms = to_ms

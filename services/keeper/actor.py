@@ -9,13 +9,16 @@ import time
 from typing import Any, ClassVar
 
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
-from services.keeper.reconcile import Reconcile
+from services.keeper.reconcile import TRUST_NS, Reconcile
 from services.keeper.store import Store
 from shared import messages as msg
 from shared.actor import Actor
+from shared.instrument import decimal_of
 from shared.settings import Settings
 
 EQUITY_NS = 60_000_000_000
+SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
+RECANCEL_NS = 5_000_000_000
 UNKNOWN_NS = 2_000_000_000  # a grant this old that nothing was heard of is asked for
 
 
@@ -23,7 +26,7 @@ class Keeper(Actor):
     """The only reader of the account."""
 
     service = "keeper"
-    hears: ClassVar[dict[str, tuple[str, ...]]] = {"commands": ("orderrequest.",)}
+    hears: ClassVar[dict[str, tuple[str, ...]]] = {"commands": ("orderrequest.", "health.")}
     says = "account"
     answers = ("ledger",)
     links: ClassVar[tuple[str, ...]] = ("private",)
@@ -36,9 +39,10 @@ class Keeper(Actor):
         self._caps, self._interval_ms = settings.part(Caps), settings.interval_ms
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
-        self._operator, self._linked = msg.RUN, False
+        self._operator, self._linked = (msg.RUN, ""), False
         self._said_mode = ("", "")
-        self._orphans = ""
+        self._router_ns = self._cancelled_ns = 0
+        self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
         self._asked_ns: dict[str, int] = {}
         self._snapshot: dict[str, msg.Fetched] = {}
@@ -49,26 +53,30 @@ class Keeper(Actor):
         self._store = Store(self._path, self._account, os.urandom(4).hex())
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
-        self._ledger.restore(
-            *(disk.row(), disk.orders(), disk.lots(), disk.executions(), disk.used_ms())
-        )
+        rows = (disk.row(), disk.orders(), disk.lots(), disk.executions())
+        self._ledger.restore(*rows, disk.used_ms(), disk.foreign())
         self._ledger.born_ms = disk.born_ms()
-        self._operator = disk.operator_mode() or msg.RUN
-        self._granted_ns = dict.fromkeys(self._ledger.orders, now_ns)
+        self._operator = disk.operator()
+        granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
+        self._granted_ns = dict.fromkeys(granted, now_ns)
+        self._router_ns = now_ns
         return []
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
         if isinstance(message, msg.Execution):
-            return [message, *self._keep(self._ledger.execute(message))]
+            return [message, *self._keep(self._ledger.execute(message), message.recv_ns)]
         if isinstance(message, msg.OrderUpdate):
-            return [message, *self._keep(self._ledger.update(message))]
+            return [message, *self._keep(self._ledger.update(message), message.recv_ns)]
         if isinstance(message, msg.Wallet):
             return self._wallet(message, now_ns)
         if isinstance(message, msg.OrderRequest):
             return self._command(message)
+        if isinstance(message, msg.Health):
+            self._router_ns = now_ns
         if isinstance(message, msg.Link):
             self._linked = message.up
+            self._reconcile.distrust("not reconciled" if message.up else "private stream lost")
             return [*self._begin(now_ns), self._mode()] if message.up else [self._mode()]
         if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
@@ -79,7 +87,7 @@ class Keeper(Actor):
         if isinstance(request, msg.Ask):
             return self._grant(request, now_ns)
         if isinstance(request, msg.Control) and request.mode in msg.MODES:
-            self._operator = request.mode
+            self._operator = (request.mode, "operator")
             return [self._mode(request.who)]
         if isinstance(request, msg.Control):
             return []
@@ -92,13 +100,14 @@ class Keeper(Actor):
             self._ledger.position(s) for s in sorted(self._ledger.symbols())
         ]
         messages.append(self._mode())
-        if self._linked and now_ns - self._reconcile.begun_ns >= self._round_ns:
+        pause_ns = self._round_ns if self._reconcile.trusted else min(self._round_ns, TRUST_NS)
+        if self._linked and now_ns - self._reconcile.begun_ns >= pause_ns:
             messages += self._begin(now_ns)
-        messages += self._unknowns(now_ns)
-        self.ready = self._linked and self._reconcile.clean_rounds > 0
-        self.note = f"{len(self._ledger.lots)} lots, {len(self._ledger.orders)} orders"
+        messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
+        self.ready = self._linked and self._reconcile.trusted
+        self.note = f"{self._ledger.open_lots()} lots, {len(self._ledger.orders)} orders"
         self.counters["executions"] = self._ledger.execution_count
-        self.counters["lots"] = len(self._ledger.lots)
+        self.counters["lots"] = self._ledger.open_lots()
         self.counters["working_orders"] = len(self._ledger.orders)
         self.counters["differences"] = len(self._reconcile.differences)
         return messages
@@ -108,7 +117,7 @@ class Keeper(Actor):
         self._store.close()
         return []
 
-    def _keep(self, change: Change) -> list[msg.Message]:
+    def _keep(self, change: Change, recv_ns: int = 0) -> list[msg.Message]:
         """On disk first, then said. Nothing changed: nothing said."""
         if not change.symbol:
             return []
@@ -116,7 +125,7 @@ class Keeper(Actor):
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
-        return [self._ledger.position(change.symbol)]
+        return [self._ledger.position(change.symbol)._replace(recv_ns=recv_ns)]
 
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now()[0])
@@ -164,9 +173,13 @@ class Keeper(Actor):
         self._snapshot[fetched.ask.what] = fetched
         if not self._reconcile.done(fetched):
             return []
-        messages = self._first_look()
+        messages, first = [], self._store.born_ms() < 0
+        if first:
+            messages += self._first_look(now_ns)
         for execution in reversed(self._snapshot["executions"].rows):
             messages += self._keep(self._ledger.execute(execution))
+        if first:
+            messages += self._adopt_holdings()
         for update in self._snapshot["orders"].rows:
             messages += self._keep(self._ledger.update(update))
         for wallet in self._snapshot["wallet"].rows:
@@ -174,8 +187,12 @@ class Keeper(Actor):
         open_ids = {row.order_link_id for row in self._snapshot["orders"].rows}
         known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
         messages += self._reconcile.unconfirmed(known, open_ids)
-        differences = self._reconcile.compare(self._ledger.held(), self._snapshot["positions"].rows)
-        self._ledger.blocked = dict.fromkeys(differences, "difference")
+        holdings = self._snapshot["positions"].rows
+        differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
+        foreign = {
+            o.symbol for o in self._snapshot["orders"].rows if not msg.parse_id(o.order_link_id)
+        }
+        self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
         return [*messages, self._mode()]
 
     def _one_order(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
@@ -188,38 +205,58 @@ class Keeper(Actor):
             return self._keep(change)
         return messages
 
-    def _first_look(self) -> list[msg.Message]:
-        """A new ledger on an account with a past: holdings are foreign, our own ids a riddle."""
-        if self._store.born_ms() >= 0:
-            return []
-        executions = self._snapshot["executions"].rows
-        if any(
-            msg.parse_id(row.order_link_id) for row in (*executions, *self._snapshot["orders"].rows)
-        ):
-            self._orphans = "orders of ours at the exchange, but no ledger of them"
-        born_ms = max((execution.exec_time_ms for execution in executions), default=0)
-        self._ledger.born_ms = born_ms
-        self._store.born(born_ms)
+    def _first_look(self, now_ns: int) -> list[msg.Message]:
+        """A new ledger: what was executed before it is not its own, unless it has our ids. Then a
+        ledger was lost: its entries are taken back, and a person is asked."""
+        rows = (*self._snapshot["executions"].rows, *self._snapshot["orders"].rows)
+        ours = {found[0] for row in rows if (found := msg.parse_id(row.order_link_id))}
+        if ours:
+            self._operator = (
+                msg.REDUCE_ONLY,
+                "orders of ours at the exchange, but no ledger of them",
+            )
+            self._mode("keeper")
+        else:
+            executions = self._snapshot["executions"].rows
+            self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
+        self._store.born(self._ledger.born_ms)
+        self._granted_ns |= dict.fromkeys(ours, now_ns)
+        changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(ours)]
+        return [m for change in changes for m in self._keep(change)]
+
+    def _adopt_holdings(self) -> list[msg.Message]:
+        """What the account holds beyond our lots was there before us: foreign."""
         messages: list[msg.Message] = []
         for holding in self._snapshot["positions"].rows:
-            qty, side = abs(holding.qty), "Buy" if holding.qty > 0 else "Sell"
-            adopted = msg.Execution(
-                *(f"adopted-{holding.symbol}", "", "", holding.symbol, side, "Trade"),
-                *(qty * 0, qty, qty * 0, False, born_ms + 1),
-            )
-            messages += self._keep(self._ledger.execute(adopted))
+            qty = holding.qty - self._ledger.held().get(holding.symbol, 0)
+            side, zero, at_ms = "Buy" if qty > 0 else "Sell", qty * 0, self._ledger.born_ms + 1
+            head = (f"adopted-{holding.symbol}", "", "", holding.symbol, side, "Trade")
+            if qty:
+                adopted = msg.Execution(*head, zero, abs(qty), zero, False, at_ms)
+                messages += self._keep(self._ledger.execute(adopted))
         return messages
+
+    def _dead_man(self, now_ns: int) -> list[msg.Message]:
+        """Nobody minds our entries: cancel them, by id, until they are gone."""
+        silent = now_ns - self._router_ns > SILENT_NS
+        if not silent or now_ns - self._cancelled_ns < RECANCEL_NS:
+            return []
+        self._cancelled_ns = now_ns
+        entries = (order for order in self._ledger.orders.values() if order.kind == msg.ENTRY)
+        return [
+            msg.OrderRequest(
+                *(o.order_link_id, 0, "cancel", o.symbol, o.side, o.price, o.qty),
+                *("", False, 0, now_ns),
+            )
+            for o in entries
+        ]
 
     # The mode: the worst of what the operator wants and what the account allows.
 
     def _mode_now(self) -> tuple[str, str]:
-        triggers = [(self._operator, "operator")]
-        if not self._linked:
-            triggers.append((msg.NO_ENTRY, "private stream lost"))
-        elif not self._reconcile.clean_rounds:
-            triggers.append((msg.NO_ENTRY, self._reconcile.failed or "not reconciled"))
-        if self._orphans:
-            triggers.append((msg.REDUCE_ONLY, self._orphans))
+        triggers = [self._operator]
+        if not self._reconcile.trusted:
+            triggers.append((msg.NO_ENTRY, self._reconcile.failed))
         mode, reason = max(triggers, key=lambda trigger: msg.MODES.index(trigger[0]))
         return mode, "" if mode == msg.RUN else reason
 
@@ -229,5 +266,5 @@ class Keeper(Actor):
         said = self._ledger.mode(mode, reason, len(self._reconcile.differences))
         if (mode, reason) != self._said_mode or who:
             self._said_mode = (mode, reason)
-            self._store.mode(said, self._operator, time.time_ns() // 1_000_000)
+            self._store.mode(said, self._operator, who, time.time_ns() // 1_000_000)
         return said

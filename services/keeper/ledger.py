@@ -1,8 +1,8 @@
 """ledger: grants, orders and executions in; lots and positions out. Pure; disk comes after.
 
-Only executions move lots, each once by exec_id and in any order. A slot is one entry, from its
-grant until it is terminal and its lot is closed. Every change is returned as the rows to be written
-before anybody hears of it.
+Only executions move lots, each once by exec_id and in any order. A slot is a lot: it begins empty
+with the grant of its entry and ends when its orders have ended and what it bought is sold. Every
+change is returned as the rows to be written before anybody hears of it.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from shared import messages as msg
-from shared.instrument import sign
+from shared.instrument import BUY, SELL, sign
 
 GRANTED = "Granted"
 TERMINAL = {"Filled", "Cancelled", "Rejected", "Deactivated", "PartiallyFilledCanceled"}
@@ -35,6 +35,7 @@ class Change(NamedTuple):
     orders: tuple[tuple[msg.Order, bool], ...] = ()
     lots: tuple[msg.Lot, ...] = ()
     execution: msg.Execution | None = None
+    foreign: Decimal | None = None
 
 
 class Ledger:
@@ -50,6 +51,7 @@ class Ledger:
         self.last_execution_ms = 0
         self.born_ms = 0  # market time; executions up to then are not this ledger's
         self._filled: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self._ended: set[str] = set()
         self._seen: set[str] = set()
         self._used_ms: defaultdict[tuple[str, str], int] = defaultdict(int)
 
@@ -60,34 +62,37 @@ class Ledger:
         lots: Iterable[msg.Lot],
         executions: Iterable[msg.Execution],
         used_ms: dict[tuple[str, str], int],
+        foreign: dict[str, Decimal] | None = None,
     ) -> None:
-        """From disk: open orders and lots, every known execution, the last used bars."""
+        """From disk: open orders and lots, every execution, the bars used, what is foreign."""
         self.row = row
         self.orders = {order.order_link_id: order for order in orders}
-        self.lots = {lot.entry_id: lot for lot in lots}
+        self.lots = {name: _empty(o) for name, o in self.orders.items() if o.kind == msg.ENTRY}
+        self.lots |= {lot.entry_id: lot for lot in lots}
         self._used_ms.update(used_ms)
+        self.foreign.update(foreign or {})
         for execution in executions:
             self._note(execution)
-            if not msg.parse_id(execution.order_link_id) and execution.exec_type in MOVES_LOTS:
-                self.foreign[execution.symbol] += execution.exec_qty * sign(execution.side)
-        for closed in self._filled.keys() - self.orders.keys():
-            del self._filled[closed]
+        exits = {
+            msg.exit_id(lot.entry_id, n) for lot in self.lots.values() for n in range(lot.exits)
+        }
+        self._ended = (exits | self.lots.keys()) - self.orders.keys()
 
     def grant(self, ask: msg.Ask, mode: str) -> tuple[str, Change]:
         """("", the intent to write), or the reason why not and nothing to write."""
         if reason := self._refusal(ask, mode):
             return reason, Change()
-        order = msg.Order(
-            *(ask.order_link_id, "", ask.symbol, ask.side, msg.ENTRY, ask.price, ask.qty, ZERO),
-            *(GRANTED, ask.bar_start_ms, ask.take_profit_pct, 0),
-        )
-        self.orders[order.order_link_id] = order
-        self._used_ms[ask.symbol, ask.side] = ask.bar_start_ms
-        return "", self._changed(order.symbol, orders=((order, True),))
+        return "", self._opened(*ask[:3], ask.price, ask.qty, ask.bar_start_ms, ask.take_profit_pct)
+
+    def adopt(self, entry: str, take_profit_pct: Decimal) -> Change:
+        """An entry of a ledger that was lost, as far as its id tells it: as if just granted."""
+        _, symbol, bar, letter = entry.split("-")
+        bar_ms, side = int(bar, 16) * 60_000, BUY if letter == "B" else SELL
+        return self._opened(entry, symbol, side, ZERO, ZERO, bar_ms, take_profit_pct)
 
     def update(self, said: msg.OrderUpdate) -> Change:
         """The exchange's word on an order; what is older than we know changes nothing."""
-        known = self.orders.get(said.order_link_id) or self._new_exit(said)
+        known = self._order(said, said.price)
         if known is None or _stale(said, known):
             return Change()
         order = known._replace(
@@ -99,44 +104,35 @@ class Ledger:
             updated_ms=said.updated_time_ms,
             reject_reason="" if said.reject_reason == "EC_NoError" else said.reject_reason,
         )
-        if order == known and order.order_link_id in self.orders:
+        if order == self.orders.get(order.order_link_id):
             return Change()
-        self.orders[order.order_link_id] = order
-        return self._closed(order, None)
+        return self._settled(order, self._lot(order.order_link_id))
 
     def finish(self, order_link_id: str, status: str, reason: str) -> Change:
         """An order that never came to be: Refused, or NotAccepted."""
         order = self.orders.get(order_link_id)
         if order is None or order.status != GRANTED or self._filled[order_link_id]:
             return Change()
-        self.orders[order_link_id] = order._replace(status=status, reject_reason=reason)
-        return self._closed(self.orders[order_link_id], None)
+        order = order._replace(status=status, reject_reason=reason)
+        return self._settled(order, self._lot(order_link_id))
 
     def execute(self, execution: msg.Execution) -> Change:
         """One fill, applied once. Funding is written, and moves no lot."""
         if execution.exec_id in self._seen or execution.exec_time_ms <= self.born_ms:
             return Change()
-        ours = msg.parse_id(execution.order_link_id)
-        lot = self._filled_lot(execution, *ours) if ours else None
         self._note(execution)
+        lot = self._lot(execution.order_link_id)
         if execution.exec_type not in MOVES_LOTS:
-            return self._changed(execution.symbol, execution=execution)
+            self.row += 1
+            return Change(execution.symbol, execution=execution)
         if lot is None:
-            self.foreign[execution.symbol] += execution.exec_qty * sign(execution.side)
-            return self._changed(execution.symbol, execution=execution)
-        order = self.orders.get(execution.order_link_id) or self._new_exit(execution)
-        if order:
-            self.orders[order.order_link_id] = order
-        return self._closed(order, lot, execution)
-
-    @property
-    def execution_count(self) -> int:
-        """Executions applied in the life of this ledger."""
-        return len(self._seen)
+            return self._executed_by_others(execution)
+        order = self._order(execution, execution.exec_price)
+        return self._settled(order, _filled(lot, execution), execution)
 
     def position(self, symbol: str) -> msg.Position:
         """The whole truth of one symbol."""
-        lots = [lot for lot in self.lots.values() if lot.symbol == symbol]
+        lots = [lot for lot in self.lots.values() if lot.symbol == symbol and lot.bought]
         return msg.Position(
             symbol,
             (self.id, self.row),
@@ -148,14 +144,21 @@ class Ledger:
 
     def symbols(self) -> set[str]:
         """Every symbol that is not empty; each counts against the cap."""
-        ours = {order.symbol for order in self.orders.values()}
-        ours |= {lot.symbol for lot in self.lots.values()}
+        ours = {lot.symbol for lot in self.lots.values()}
         return ours | {symbol for symbol, qty in self.foreign.items() if qty}
 
     def slots(self) -> int:
-        """Entries that are not terminal or whose lot is open; a foreign position counts one."""
-        entries = {name for name, order in self.orders.items() if order.kind == msg.ENTRY}
-        return len(entries | self.lots.keys()) + sum(1 for qty in self.foreign.values() if qty)
+        """Entries whose lot is not closed; a foreign position counts one."""
+        return len(self.lots) + sum(1 for qty in self.foreign.values() if qty)
+
+    def open_lots(self) -> int:
+        """Lots that hold something."""
+        return sum(1 for lot in self.lots.values() if lot.bought > lot.sold)
+
+    @property
+    def execution_count(self) -> int:
+        """Executions applied in the life of this ledger."""
+        return len(self._seen)
 
     def held(self) -> dict[str, Decimal]:
         """What the exchange must hold of each symbol, signed: our lots and the foreign quantity."""
@@ -190,102 +193,115 @@ class Ledger:
             return "max_symbols"
         return ""
 
-    def _new_exit(self, said: msg.OrderUpdate | msg.Execution) -> msg.Order | None:
-        """An exit we hear of for the first time, if its lot is open and has not finished it.
+    def _opened(
+        self,
+        name: str,
+        symbol: str,
+        side: str,
+        price: Decimal,
+        qty: Decimal,
+        bar_start_ms: int,
+        take_profit_pct: Decimal,
+    ) -> Change:
+        """A new entry takes its slot and its bar."""
+        terms = (price, qty, ZERO, GRANTED, bar_start_ms, take_profit_pct, 0)
+        order = msg.Order(name, "", symbol, side, msg.ENTRY, *terms)
+        self.orders[order.order_link_id] = order
+        self.lots[order.order_link_id] = _empty(order)
+        self._used_ms[order.symbol, order.side] = order.bar_start_ms
+        self.row += 1
+        return Change(order.symbol, orders=((order, True),))
 
-        Until the exchange describes it, it is as the router must have sent it.
-        """
-        ours = msg.parse_id(said.order_link_id)
-        lot = self.lots.get(ours[0]) if ours else None
-        if not ours or ours[1] is None or lot is None or ours[1] < lot.exits:
-            return None
-        price = said.price if isinstance(said, msg.OrderUpdate) else said.exec_price
-        return msg.Order(
-            *(said.order_link_id, said.order_id, said.symbol, said.side, msg.EXIT, price),
-            *(
-                lot.bought - lot.sold_before,
-                ZERO,
-                GRANTED,
-                lot.bar_start_ms,
-                lot.take_profit_pct,
-                0,
-            ),
-        )
+    def _lot(self, order_link_id: str) -> msg.Lot | None:
+        """The lot an order of ours belongs to, entry or exit; None if the id is not ours."""
+        ours = msg.parse_id(order_link_id)
+        return self.lots.get(ours[0]) if ours else None
 
-    def _filled_lot(
-        self, execution: msg.Execution, entry: str, number: int | None
-    ) -> msg.Lot | None:
-        """The lot after this fill, or None if the ledger knows nothing of its entry."""
-        lot, value = self.lots.get(entry), execution.exec_price * execution.exec_qty
-        if number is None:
-            order = self.orders.get(entry)
-            if lot is None and order is None:
-                return None
-            lot = lot or _empty_lot(order, execution)
-            lot = lot._replace(bought=lot.bought + execution.exec_qty, cost=lot.cost + value)
-        elif lot is None:
-            return None
-        else:
-            lot = lot._replace(sold=lot.sold + execution.exec_qty, proceeds=lot.proceeds + value)
-        return lot._replace(fees=lot.fees + execution.exec_fee)
+    def _order(self, said: msg.OrderUpdate | msg.Execution, price: Decimal) -> msg.Order | None:
+        """The order a fact is about. An exit heard of for the first time is as it must have been
+        sent; one that has ended, or belongs to no lot, is None."""
+        name, lot = said.order_link_id, self._lot(said.order_link_id)
+        if name in self.orders or name in self._ended or lot is None:
+            return self.orders.get(name)
+        terms = (price, lot.bought - lot.sold_before, ZERO, GRANTED, lot.bar_start_ms)
+        head = (name, said.order_id, said.symbol, said.side, msg.EXIT)
+        return msg.Order(*head, *terms, lot.take_profit_pct, 0)
+
+    def _executed_by_others(self, execution: msg.Execution) -> Change:
+        """A manual trade, ADL, a liquidation: closes our lots oldest first, the rest is foreign."""
+        left = execution.exec_qty
+        lots: list[msg.Lot] = []
+        for lot in self.position(execution.symbol).lots:
+            part = min(left, lot.bought - lot.sold) if lot.side != execution.side else ZERO
+            if part > 0:
+                left -= part
+                moved = _filled(lot, execution._replace(exec_qty=part, exec_fee=ZERO))
+                lots += self._closed(moved._replace(sold_before=moved.sold_before + part))
+        self.foreign[execution.symbol] += left * sign(execution.side)
+        self.row += 1
+        foreign = self.foreign[execution.symbol]
+        return Change(execution.symbol, (), tuple(lots), execution, foreign)
 
     def _note(self, execution: msg.Execution) -> None:
         """Remember a fill: its id, its sum per order, and the bar it used up."""
         self._seen.add(execution.exec_id)
         self.last_execution_ms = max(self.last_execution_ms, execution.exec_time_ms)
-        if execution.exec_type not in MOVES_LOTS:
+        if execution.exec_type not in MOVES_LOTS or not self._lot(execution.order_link_id):
             return
         self._filled[execution.order_link_id] += execution.exec_qty
-        ours = msg.parse_id(execution.order_link_id)
-        if ours and ours[1] is None:
+        if execution.order_link_id in self.lots:
             key = (execution.symbol, execution.side)
             bar_ms = execution.exec_time_ms // self._interval_ms * self._interval_ms
             self._used_ms[key] = max(self._used_ms[key], bar_ms)
 
-    def _closed(
+    def _settled(
         self, order: msg.Order | None, lot: msg.Lot | None, execution: msg.Execution | None = None
     ) -> Change:
-        """Take out what has ended: an order with all its fills, a lot with all its orders."""
+        """Take in a new state of an order and its lot, and take out what has ended by it."""
         rows: tuple[tuple[msg.Order, bool], ...] = ()
-        symbol = order.symbol if order else lot.symbol if lot else ""
-        if order:
-            done = (
-                order.status in TERMINAL and self._filled[order.order_link_id] >= order.cum_exec_qty
-            )
-            rows = ((order, not done),)
-            entry, number = msg.parse_id(order.order_link_id) or ("", None)
-            lot = lot or self.lots.get(entry)
-            if done:
-                del self.orders[order.order_link_id]
-                filled = self._filled.pop(order.order_link_id, ZERO)
-                if lot and number is not None:
-                    lot = lot._replace(exits=number + 1, sold_before=lot.sold_before + filled)
-        if lot:
-            names = (lot.entry_id, msg.exit_id(lot.entry_id, lot.exits))
-            if lot.bought == lot.sold and not any(name in self.orders for name in names):
-                lot = lot._replace(closed_ms=self.last_execution_ms)
-                del self.lots[lot.entry_id]
-            else:
-                self.lots[lot.entry_id] = lot
-        return self._changed(symbol, rows, (lot,) if lot else (), execution)
-
-    def _changed(
-        self,
-        symbol: str,
-        orders: tuple[tuple[msg.Order, bool], ...] = (),
-        lots: tuple[msg.Lot, ...] = (),
-        execution: msg.Execution | None = None,
-    ) -> Change:
+        if order and lot:
+            name, filled = order.order_link_id, self._filled[order.order_link_id]
+            ended = order.status in TERMINAL and filled >= order.cum_exec_qty
+            rows = ((order, not ended),)
+            self.orders[name] = order
+            if ended:
+                del self.orders[name]
+                self._ended.add(name)
+                number = (msg.parse_id(name) or ("", None))[1]
+                if number is not None:
+                    sold_before = lot.sold_before + filled
+                    lot = lot._replace(exits=max(lot.exits, number + 1), sold_before=sold_before)
+        lots = self._closed(lot) if lot else ()
         self.row += 1
-        return Change(symbol, orders, lots, execution)
+        symbol = order.symbol if order else lot.symbol if lot else ""
+        return Change(symbol, rows, tuple(lots), execution)
+
+    def _closed(self, lot: msg.Lot) -> tuple[msg.Lot, ...]:
+        """Keep a lot, or let it go: its orders ended and what it bought sold. Its row, if any."""
+        working = any((msg.parse_id(name) or ("",))[0] == lot.entry_id for name in self.orders)
+        if not working and lot.bought == lot.sold:
+            lot = lot._replace(closed_ms=self.last_execution_ms)
+            del self.lots[lot.entry_id]
+            self._ended = {name for name in self._ended if not name.startswith(lot.entry_id)}
+        else:
+            self.lots[lot.entry_id] = lot
+        return (lot,) if lot.bought else ()
 
 
-def _empty_lot(order: msg.Order | None, execution: msg.Execution) -> msg.Lot:
-    assert order is not None
-    return msg.Lot(
-        *(order.order_link_id, order.symbol, order.side, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO),
-        *(0, order.take_profit_pct, order.bar_start_ms, execution.exec_time_ms),
-    )
+def _empty(order: msg.Order) -> msg.Lot:
+    terms = (order.take_profit_pct, order.bar_start_ms, 0)
+    head = (order.order_link_id, order.symbol, order.side)
+    return msg.Lot(*head, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, 0, *terms)
+
+
+def _filled(lot: msg.Lot, execution: msg.Execution) -> msg.Lot:
+    """The lot after one fill: bought on its own side, sold on the other."""
+    qty, value = execution.exec_qty, execution.exec_price * execution.exec_qty
+    lot = lot._replace(fees=lot.fees + execution.exec_fee)
+    if execution.side != lot.side:
+        return lot._replace(sold=lot.sold + qty, proceeds=lot.proceeds + value)
+    opened_ms = min(lot.opened_ms or execution.exec_time_ms, execution.exec_time_ms)
+    return lot._replace(bought=lot.bought + qty, cost=lot.cost + value, opened_ms=opened_ms)
 
 
 def _stale(said: msg.OrderUpdate, known: msg.Order) -> bool:

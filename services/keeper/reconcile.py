@@ -10,34 +10,52 @@ ROUND = ("orders", "executions", "positions", "wallet")
 OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
 NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
 MARGIN_NS = 3_000_000_000  # ... and only this long after recv_window has closed the door for it
+TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
 SEEN_TWICE = 2  # one difference may be a push on its way
 
 
 class Reconcile:
-    """One round of snapshots at a time: what to ask for, and what their answers prove."""
+    """One round of snapshots at a time: what to ask for, and what their answers prove.
+
+    `trusted` is whether entries may be granted: after the first clean round of a start; once trust
+    was lost, after two clean rounds TRUST_NS apart.
+    """
 
     def __init__(self, recv_window_ms: int) -> None:
         self._settle_ns = recv_window_ms * 1_000_000 + MARGIN_NS
-        self._open: set[str] = set()
+        self._open: set[Fetch] = set()
+        self._number = 0
         self._differing: Counter[tuple[str, Decimal, Decimal]] = Counter()
         self._absent: Counter[str] = Counter()
+        self._clean_ns = 0
+        self._was_trusted = False
+        self.trusted = False
         self.begun_ns = 0
         self.differences: dict[str, str] = {}
-        self.clean_rounds = 0
-        self.failed = ""
+        self.failed = "not reconciled"
 
     def begin(self, since_ms: int, now_ns: int) -> list[Fetch]:
         """Start a round; what is left of an earlier one no longer counts."""
-        self.begun_ns, self._open, self.failed = now_ns, set(ROUND), ""
-        return [Fetch(what, start_ms=max(0, since_ms - OVERLAP_MS)) for what in ROUND]
+        self.begun_ns, self._number = now_ns, self._number + 1
+        start_ms = max(0, since_ms - OVERLAP_MS)
+        asks = [Fetch(what, start_ms=start_ms, number=self._number) for what in ROUND]
+        self._open = set(asks)
+        return asks
 
     def done(self, fetched: Fetched) -> bool:
         """Take one answer; True when it completes a round in which nothing failed."""
-        self.failed = fetched.error or self.failed
-        self._open.discard(fetched.ask.what)
-        if self.failed:
-            self.clean_rounds = 0
-        return not self._open and not self.failed
+        if fetched.ask not in self._open:
+            return False
+        self._open.discard(fetched.ask)
+        if fetched.error:
+            self._open = set()
+            self.distrust(fetched.error)
+            return False
+        return not self._open
+
+    def distrust(self, reason: str) -> None:
+        """Something was missed, or may have been."""
+        self.trusted, self._clean_ns, self.failed = False, 0, reason
 
     def unconfirmed(self, ours: Iterable[Order], open_ids: set[str]) -> list[Fetch]:
         """Orders that we hold open and the exchange does not list: ask for each by its id."""
@@ -61,7 +79,9 @@ class Reconcile:
             del self._absent[name]
         return proven
 
-    def compare(self, held: dict[str, Decimal], holdings: Iterable[Holding]) -> dict[str, str]:
+    def compare(
+        self, held: dict[str, Decimal], holdings: Iterable[Holding], now_ns: int
+    ) -> dict[str, str]:
         """Symbols whose quantity differs, seen in two rounds with the same numbers."""
         theirs = {holding.symbol: holding.qty for holding in holdings if holding.qty}
         now = [
@@ -75,5 +95,9 @@ class Reconcile:
             for (symbol, ours, qty), times in self._differing.items()
             if times >= SEEN_TWICE
         }
-        self.clean_rounds = 0 if self.differences else self.clean_rounds + 1
+        if self.differences:
+            self.distrust("difference")
+        elif not self._was_trusted or (self._clean_ns and now_ns - self._clean_ns >= TRUST_NS):
+            self.trusted = self._was_trusted = True
+        self._clean_ns = self._clean_ns or now_ns
         return self.differences

@@ -6,6 +6,7 @@ fields of the message it holds, so a person reads with SQL what the processes sa
 
 import sqlite3
 from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE outcomes (entry_id TEXT, reason TEXT, symbol TEXT, side TEXT, bar_start_ms INTEGER,
   PRIMARY KEY (entry_id, reason)) WITHOUT ROWID;
+CREATE TABLE foreigners (symbol TEXT PRIMARY KEY, qty TEXT) WITHOUT ROWID;
 CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT);
-CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, wall_ms INTEGER);
+CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, why TEXT, who TEXT,
+  wall_ms INTEGER);
 CREATE INDEX orders_open ON orders (open);
 CREATE INDEX lots_open ON lots (closed_ms);
 """
@@ -52,6 +55,9 @@ class Store:
                 self._put("lots", lot)
             if change.execution:
                 self._put("executions", change.execution)
+            if change.foreign is not None:
+                values = (change.symbol, str(change.foreign))
+                self._db.execute("INSERT OR REPLACE INTO foreigners VALUES (?, ?)", values)
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'row'", (str(row),))
 
     def outcome(self, entry: str, reason: str, symbol: str, side: str, bar_start_ms: int) -> None:
@@ -64,15 +70,15 @@ class Store:
         values = (wall_ms, str(wallet.total_equity), str(wallet.total_wallet_balance))
         self._db.execute("INSERT OR REPLACE INTO equity VALUES (?, ?, ?)", values)
 
-    def mode(self, mode: msg.Mode, operator: str, wall_ms: int) -> None:
-        """A change of mode, and what the operator wants."""
-        values = (mode.version[1], mode.mode, mode.reason, operator, wall_ms)
-        self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?)", values)
+    def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
+        """A change of mode; and what was asked for, why and by whom."""
+        values = (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms)
+        self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
-    def operator_mode(self) -> str:
-        """What an operator wanted last; empty if nobody ever wanted anything."""
-        rows = self._db.execute("SELECT operator FROM modes ORDER BY rowid DESC LIMIT 1").fetchall()
-        return rows[0][0] if rows else ""
+    def operator(self) -> tuple[str, str]:
+        """The mode that was asked for last, and why: RUN if nobody ever asked for anything."""
+        query = "SELECT operator, why FROM modes ORDER BY rowid DESC LIMIT 1"
+        return next(iter(self._db.execute(query)), (msg.RUN, ""))
 
     def born_ms(self) -> int:
         """Market time of the last execution before this ledger began; -1 while that is unknown."""
@@ -104,6 +110,11 @@ class Store:
             "SELECT symbol, side, MAX(bar_start_ms) FROM orders WHERE kind = 'entry' GROUP BY 1, 2"
         )
         return {(symbol, side): bar_ms for symbol, side, bar_ms in self._db.execute(query)}
+
+    def foreign(self) -> dict[str, Decimal]:
+        """Quantities that others moved, by symbol, signed."""
+        rows = self._db.execute("SELECT symbol, qty FROM foreigners")
+        return {symbol: Decimal(qty) for symbol, qty in rows}
 
     def close(self) -> None:
         """Checkpoint and close."""

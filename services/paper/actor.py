@@ -27,6 +27,8 @@ BATCH_SECONDS = 0.005  # how often the market looks at its clock
 MARK_NS = 5_000_000_000  # how often the market time is written down
 QUEUE_LIMIT = 50_000  # frames a slow client may be behind before it is cut off
 MAX_ARGS_CHARS = 21_000
+READ_LIMIT = 50  # signed reads a second
+ORDER_OPS = {f"order.{verb}": f"/v5/order/{verb}" for verb in ("create", "amend", "cancel")}
 PRIVATE_TOPICS = {"order", "execution", "wallet", "position"}
 TIME_TEXT = "invalid request, please check your server timestamp or recv_window param."
 
@@ -48,6 +50,7 @@ class Client:
         self.kind = kind
         self.socket = web.WebSocketResponse(heartbeat=None, max_msg_size=2**20)
         self.topics: set[str] = set()
+        self.used_ids: set[str] = set()
         self.authenticated = False
         self.queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_LIMIT)
 
@@ -91,7 +94,6 @@ class Paper:
         self._clients: set[Client] = set()
         self._subscribers: defaultdict[str, set[Client]] = defaultdict(set)
         self._calls: defaultdict[str, deque[float]] = defaultdict(deque)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._routes = self._table()
 
     def application(self) -> web.Application:
@@ -181,23 +183,28 @@ class Paper:
         except (orjson.JSONDecodeError, TypeError, KeyError):
             client.send(_reply({}, False, "error:invalid op"))
             return
-        if op == "ping":
+        if not isinstance(message.get("args", []), list):
+            client.send(_reply(message, False, "error:invalid args"))
+        elif op == "ping":
             client.send(self._pong(client, message))
         elif op == "auth":
             client.send(self._auth(client, message))
         elif op == "subscribe":
-            client.send(self._subscribe(client, message))
+            self._later(client, self._subscribe(client, message))
         elif op == "unsubscribe":
-            for topic in message.get("args", ()):
+            for topic in (t for t in message.get("args", ()) if isinstance(t, str)):
                 client.topics.discard(topic)
                 self._subscribers[topic].discard(client)
             client.send(_reply(message, True, ""))
         elif client.kind == "trade":
-            task = asyncio.create_task(self._order_op(client, message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._later(client, self._order_op(client, message))
         else:
             client.send(_reply(message, False, "error:invalid op"))
+
+    def _later(self, client: Client, frame: bytes) -> None:
+        """An acknowledgement, held back as long as the exchange would."""
+        delay = self._settings.PAPER_ACK_MS / 1000
+        asyncio.get_running_loop().call_later(delay, client.send, frame)
 
     def _pong(self, client: Client, message: Row) -> bytes:
         stamp = [str(_wall_ms())]
@@ -211,10 +218,9 @@ class Paper:
     def _auth(self, client: Client, message: Row) -> bytes:
         """`args`: key, expiry in ms (number or string), signature of "GET/realtime" + expiry."""
         key, expires, sign = [*message.get("args", ()), "", "", ""][:3]
-        known = key == self._key and hmac.compare_digest(
-            self._sign(f"GET/realtime{expires}".encode()), str(sign)
-        )
-        client.authenticated = known and int(expires) > _wall_ms()
+        signed = self._sign(f"GET/realtime{expires}".encode())
+        known = key == self._key and hmac.compare_digest(signed.encode(), str(sign).encode())
+        client.authenticated = known and str(expires).isdigit() and int(expires) > _wall_ms()
         if client.kind == "trade":
             code, text = (0, "OK") if client.authenticated else (10004, "error sign!")
             row = {"retCode": code, "retMsg": text, "op": "auth", "connId": "paper"}
@@ -243,20 +249,24 @@ class Paper:
         family, _, symbol = topic.rpartition(".")
         return client.kind == "linear" and family == "kline.1" and symbol in self._index
 
-    async def _order_op(self, client: Client, message: Row) -> None:
+    def _order_op(self, client: Client, message: Row) -> bytes:
         """`order.create`, `order.amend`, `order.cancel`; one order in `args`."""
-        op, header = message["op"], message.get("header") or {}
-        path = f"/v5/{str(op).replace('.', '/')}"
-        route = self._routes.get(("POST", path))
+        op, header, req_id = message["op"], message.get("header"), str(message.get("reqId", ""))
+        route = self._routes.get(("POST", ORDER_OPS.get(str(op), "")))
+        header = header if isinstance(header, dict) else {}
+        args = message.get("args") or [None]
         headers: Row = {}
         if not client.authenticated:
             result: Row = {"retCode": 10005, "retMsg": "Permission denied", "result": {}}
-        elif route is None or not route.bucket or not message.get("args"):
+        elif req_id in client.used_ids:
+            result = {"retCode": 20006, "retMsg": "Duplicate reqId", "result": {}}
+        elif route is None or not isinstance(args[0], dict):
             result = {"retCode": 10404, "retMsg": "op type is not found", "result": {}}
         elif not self._in_window(header.get("X-BAPI-TIMESTAMP"), header.get("X-BAPI-RECV-WINDOW")):
             result = {"retCode": 10002, "retMsg": TIME_TEXT, "result": {}}
         else:
-            result, headers = self._call(route, message["args"][0])
+            client.used_ids |= {req_id} - {""}
+            result, headers = self._call(route, args[0])
             self._flush()
         reply = {
             **({"reqId": message["reqId"]} if "reqId" in message else {}),
@@ -268,8 +278,7 @@ class Paper:
             "connId": "paper",
             "header": {**headers, "Timenow": str(_wall_ms())},
         }
-        await asyncio.sleep(self._settings.PAPER_ACK_MS / 1000)
-        client.send(orjson.dumps(reply))
+        return orjson.dumps(reply)
 
     # REST.
 
@@ -279,6 +288,8 @@ class Paper:
             return web.Response(status=404, text="404 page not found")
         body = await request.text()
         headers: Row = {}
+        if route.signed and "X-BAPI-API-KEY" not in request.headers:
+            return web.Response(status=401)
         try:
             if route.signed:
                 self._verify(request, body)
@@ -300,7 +311,7 @@ class Paper:
 
     def _call(self, route: Route, params: Params) -> tuple[Row, Row]:
         """The envelope of one call and its rate limit headers."""
-        headers = self._count(route.bucket) if route.bucket else {}
+        headers = self._count(route.bucket) if route.signed else {}
         if headers.get("X-Bapi-Limit-Status") == "-1":
             headers["X-Bapi-Limit-Status"] = "0"
             return _envelope({}, 10006, "Too many visits!"), headers
@@ -310,7 +321,8 @@ class Paper:
             return _envelope({}, refused.code, refused.text), headers
 
     def _count(self, bucket: str) -> Row:
-        calls, now, limit = self._calls[bucket], time.monotonic(), self._settings.PAPER_RATE_LIMIT
+        calls, now = self._calls[bucket], time.monotonic()
+        limit = self._settings.PAPER_RATE_LIMIT if bucket else READ_LIMIT
         while calls and now - calls[0] >= 1:
             calls.popleft()
         left = limit - len(calls) - 1

@@ -26,10 +26,10 @@ class Journal:
     def __init__(self, path: Path, market: Row) -> None:
         self._path, self._market = path, market
         self._lines = _read(path)
-        if not any("order" in line for line in self._lines):
-            self._lines = []  # nothing was ever ordered: any market will do
         known = self._lines[0]["market"] if self._lines else market
-        if known != market:
+        if known != market and not any("order" in line for line in self._lines):
+            self._lines = []  # nothing was ever ordered: any market will do
+        elif known != market:
             raise WrongMarket(
                 f"PAPER_FEED, PAPER_SEED, ...: {path} is the account of another market"
                 f" ({known}): make paper-reset, or another RUN_DIR"
@@ -53,9 +53,10 @@ class Journal:
             if "balance" in line:
                 matching.restore_wallet(line)
             elif "order" in line:
-                matching.restore_order(line["order"])
+                matching.restore_order(line["order"], line.get("number", 0))
             elif "execution" in line:
                 matching.restore_execution(line["execution"], line.get("old", False))
+        matching.restored()
         self._lines = []
 
     def open(self, matching: Matching, origin_ms: int, market_ms: int) -> None:

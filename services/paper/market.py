@@ -313,6 +313,8 @@ def read_klines(path: Path) -> dict[str, Series]:
     if not series:
         raise BadData(f"{path}: no klines in it")
     for symbol, one in series.items():
+        if one.start_ms % MINUTE_MS:
+            raise BadData(f"{path}: {symbol}: {one.start_ms} ms is not the start of a minute")
         opens, highs, lows, closes = one.bars.T
         wrong = (
             (lows <= 0) | (lows > np.minimum(opens, closes)) | (highs < np.maximum(opens, closes))
@@ -323,15 +325,23 @@ def read_klines(path: Path) -> dict[str, Series]:
 
 
 def _read_npz(path: Path) -> dict[str, Series]:
-    with np.load(path, allow_pickle=False) as file:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadData(f"{path}: not an .npz file: {error}") from error
+    with loaded as file:
         try:
             found = {}
             for symbol in file["symbols"]:
-                start_ms, step_ms, count, decimals = (int(x) for x in file[f"{symbol}_meta"])
+                meta = [int(x) for x in file[f"{symbol}_meta"]]
                 bars = file[f"{symbol}_ohlc"].astype(np.int64)
-                if step_ms != MINUTE_MS or bars.shape != (count, 4):
-                    raise BadData(f"{path}: {symbol}: step {step_ms} ms, shape {bars.shape}")
                 volume = file[f"{symbol}_vol"].astype(np.float64)
+                if len(meta) != 4:
+                    raise BadData(f"{path}: {symbol}: meta is start ms, step ms, rows, decimals")
+                start_ms, step_ms, count, decimals = meta
+                if step_ms != MINUTE_MS or bars.shape != (count, 4) or volume.shape != (count,):
+                    shapes = f"shapes {bars.shape} and {volume.shape}"
+                    raise BadData(f"{path}: {symbol}: step {step_ms} ms, {count} rows, {shapes}")
                 found[str(symbol)] = Series(start_ms, decimals, bars, volume)
         except KeyError as error:
             raise BadData(f"{path}: {error.args[0]}") from error
@@ -340,17 +350,24 @@ def _read_npz(path: Path) -> dict[str, Series]:
 
 def _read_csv(path: Path) -> Series:
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt") as file:
-        reader = csv.DictReader(file)
+    with opener(path, "rb") as file:
+        try:
+            text = file.read().decode()
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise BadData(f"{path}: cannot be read: {error}") from error
+        reader = csv.DictReader(text.splitlines())
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise BadData(f"{path}: no column {missing[0]}, expected {', '.join(COLUMNS)}")
         rows: list[list[Decimal]] = []
         for row in reader:
             try:
-                rows.append([Decimal(row[name]) for name in COLUMNS])
-            except ArithmeticError as error:
+                values = [Decimal(row[name]) for name in COLUMNS]
+            except (ArithmeticError, TypeError) as error:
                 raise BadData(f"{path}: line {reader.line_num}: not a number") from error
+            if not all(value.is_finite() for value in values):
+                raise BadData(f"{path}: line {reader.line_num}: not a number")
+            rows.append(values)
             if len(rows) > 1 and rows[-1][0] - rows[-2][0] != MINUTE_MS:
                 raise BadData(
                     f"{path}: line {reader.line_num}: a gap, not one minute after the last"

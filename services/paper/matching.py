@@ -6,6 +6,7 @@ most the traded quantity, oldest order first. An order that crosses the last pri
 taker.
 """
 
+import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,7 +20,8 @@ BUY, SELL = "Buy", "Sell"
 OPEN = ("New", "PartiallyFilled")
 MAKER_FEE, TAKER_FEE = Decimal("0.0002"), Decimal("0.00055")
 MIN_NOTIONAL = Decimal(5)
-MAX_ID = 36
+LINK_ID = re.compile(r"[A-Za-z0-9_-]{0,36}")
+TIMES_IN_FORCE = ("GTC", "IOC", "FOK", "PostOnly")
 KEEP_CLOSED = 5_000  # closed orders and fills that a restart remembers
 MAX_OPEN_PER_SYMBOL = 500
 ZERO = Decimal(0)
@@ -150,11 +152,13 @@ class Matching:
         side, order_type = params.get("side"), params.get("orderType")
         if side not in (BUY, SELL) or order_type not in ("Limit", "Market"):
             raise Refused(10001, "params error: side or orderType invalid")
-        if int(params.get("positionIdx") or 0):
+        if str(params.get("timeInForce") or "GTC") not in TIMES_IN_FORCE:
+            raise Refused(10001, "params error: timeInForce invalid")
+        if str(params.get("positionIdx") or 0) != "0":
             raise Refused(10001, "position idx not match position mode")
         link_id = str(params.get("orderLinkId") or "")
-        if len(link_id) > MAX_ID:
-            raise Refused(10001, "params error: orderLinkId is too long")
+        if not LINK_ID.fullmatch(link_id):
+            raise Refused(10001, "params error: orderLinkId invalid")
         if link_id and link_id in self._by_link:
             raise Refused(110072, "OrderLinkedID is duplicate")
         last = self.last[listing.symbol]
@@ -213,7 +217,7 @@ class Matching:
         """The market trades: resting orders it reaches are filled."""
         self.last[symbol] = price
         left = qty
-        for order in list(self._open[symbol]):
+        for order in sorted(self._open[symbol], key=_priority):
             if order.status not in OPEN:
                 continue  # cancelled by a fill before it
             if order.price == price and left > 0:
@@ -230,39 +234,49 @@ class Matching:
             for symbol, p in self.wallet.positions.items()
         }
         head = {"balance": str(self.wallet.balance), "positions": positions}
-        alive = {order.order_id for order in self.open_orders()}
-        recent = set(list(self.orders)[-KEEP_CLOSED:])
-        kept = [order for key, order in self.orders.items() if key in alive | recent]
+        head["leverage"] = {symbol: str(x) for symbol, x in self.wallet.leverage.items()}
+        ended = [order for order in self.orders.values() if order.status not in OPEN][-KEEP_CLOSED:]
+        queued = [order for queue in self._open.values() for order in queue]
+        orders = [{"order": o.row(), "number": o.number} for o in (*ended, *queued)]
         fills = [{"execution": row, "old": True} for row in self.executions[-KEEP_CLOSED:]]
-        return [head | {"number": self._number}, *({"order": o.row()} for o in kept), *fills]
+        return [head | {"number": self._number}, *orders, *fills]
 
     def restore_wallet(self, line: Row) -> None:
         """Balance and positions of a snapshot."""
         self.wallet.balance = Decimal(line["balance"])
         self._number = line["number"]
+        self.wallet.leverage = {symbol: Decimal(x) for symbol, x in line["leverage"].items()}
         for symbol, (size, entry, realised, *stamps) in line["positions"].items():
             self.wallet.positions[symbol] = Holding(
                 Decimal(size), Decimal(entry), Decimal(realised), *stamps
             )
 
-    def restore_order(self, row: Row) -> None:
-        """One order as it was last said."""
+    def restore_order(self, row: Row, number: int) -> None:
+        """One order as it was last said; `number` is 0 for one that is new or known already."""
         price, qty = Decimal(row["price"]), Decimal(row["qty"])
-        order = Order(row, price, qty, self._number, row["orderId"])
+        known = self.orders.get(row["orderId"])
+        self._number += not (number or known)
+        number = number or (known.number if known else self._number)
+        order = Order(row, price, qty, number, row["orderId"])
         order.status, order.reason = row["orderStatus"], row["rejectReason"]
         order.cancel_type, order.filled = row["cancelType"], Decimal(row["cumExecQty"])
         order.avg_value, order.cum_fee = Decimal(row["cumExecValue"]), Decimal(row["cumExecFee"])
         order.created_ms, order.updated_ms = int(row["createdTime"]), int(row["updatedTime"])
         order.last_created = Decimal(row["lastPriceOnCreated"])
-        known = self.orders.pop(order.order_id, None)
-        if known and known in self._open[known.symbol]:
-            self._open[known.symbol].remove(known)
-        self._number += 1
         self.orders[order.order_id] = order
         if order.link_id:
             self._by_link[order.link_id] = order
+        queue = self._open[order.symbol]
+        at = queue.index(known) if known in queue else len(queue)
+        if known and (known.price, known.qty) != (price, qty):
+            at = len(queue)  # amended: its place was lost
+        queue[:] = [other for other in queue if other is not known]
         if order.status in OPEN:
-            self._open[order.symbol].append(order)
+            queue.insert(at, order)
+
+    def restored(self) -> None:
+        """After the last line: orders by age."""
+        self.orders = dict(sorted(self.orders.items(), key=lambda item: item[1].number))
 
     def restore_execution(self, row: Row, counted: bool) -> None:
         """One fill; `counted` if the snapshot's wallet already holds it."""
@@ -530,6 +544,11 @@ class Matching:
         return self._number, str(
             uuid.uuid5(uuid.NAMESPACE_OID, f"{self._seed}.{kind}.{self._number}")
         )
+
+
+def _priority(order: Order) -> Decimal:
+    """Whom a trade reaches first: the best price; the sort is stable, so then the oldest."""
+    return -order.price if order.side == BUY else order.price
 
 
 def _crosses(order: Order, last: Decimal) -> bool:

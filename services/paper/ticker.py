@@ -37,7 +37,7 @@ class Forming(NamedTuple):
 
 
 Closed = tuple[int, NDArray[np.int64], NDArray[np.float64]]
-"""start_ms, int64 (4, symbols) open high low close in ticks, float64 (symbols) volume."""
+"""start_ms, int64 (4, symbols) ohlc in ticks, float64 (2, symbols) volume and turnover."""
 
 
 class Ticker:
@@ -115,13 +115,12 @@ class Ticker:
             prices = [self.price(index, ticks) for ticks in forming[1:5]]
             values = [f"{forming.volume:.8g}", f"{forming.turnover:.8g}"]
             rows.append([str(forming.start_ms), *prices, *values])
-        for at_ms, ohlc, volume in reversed(self.closed):
+        for at_ms, ohlc, traded in reversed(self.closed):
             if len(rows) >= limit or at_ms < start_ms:
                 break
             if at_ms <= end_ms:
                 prices = [self.price(index, ticks) for ticks in ohlc[:, index]]
-                turnover = volume[index] * ohlc[3, index] * self._ticks[index]
-                rows.append([str(at_ms), *prices, f"{volume[index]:.8g}", f"{turnover:.8g}"])
+                rows.append([str(at_ms), *prices, *(f"{x:.8g}" for x in traded[:, index])])
         return rows
 
     def _form(self, point: Point, start_ms: int) -> None:
@@ -140,7 +139,8 @@ class Ticker:
     def _close(self, minute: Minute) -> None:
         path = minute.path
         ohlc = np.array([path[0], path.max(axis=0), path.min(axis=0), path[-1]])
-        self.closed.append((minute.start_ms, ohlc, minute.volume))
+        turnover = minute.volume / POINTS * path.sum(axis=0) * np.array(self._ticks)
+        self.closed.append((minute.start_ms, ohlc, np.array([minute.volume, turnover])))
 
 
 def _exponent(listing: Listing) -> int:

@@ -89,8 +89,10 @@ def _entry(
         return None
     resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     price = _entry_price(quote, instrument, last)
+    if price <= 0:
+        return None
     if resting:
-        same = resting.side == quote.side
+        same = resting.side == quote.side and all(lot.side == quote.side for lot in position.lots)
         return (
             Wanted(resting.order_link_id, msg.ENTRY, quote.side, price, resting.qty)
             if same

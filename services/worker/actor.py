@@ -16,14 +16,25 @@ UNIVERSE_NS = 30_000_000_000  # how often the universe is asked for again
 class Symbol:
     """One symbol's bars, what was prepared from them, and what was said last."""
 
-    __slots__ = ("asked", "bands", "gate", "heard_ns", "last", "recv_ns", "ring", "said", "ts_ms")
+    __slots__ = (
+        "asked",
+        "bands",
+        "gate",
+        "heard_ns",
+        "last",
+        "recv_ns",
+        "ring",
+        "said",
+        "start_ms",
+        "ts_ms",
+    )
 
     def __init__(self, interval_ms: int) -> None:
         self.ring = Ring(interval_ms)
         self.bands = NO_BANDS
         self.gate = "warmup"
         self.last = 0.0
-        self.ts_ms = self.recv_ns = self.heard_ns = 0
+        self.ts_ms = self.recv_ns = self.heard_ns = self.start_ms = 0
         self.asked = False
         self.said: tuple[str, str, int, str] = ("", "", 0, "")
 
@@ -61,7 +72,8 @@ class Worker(Actor):
         if isinstance(message, msg.Instruments):
             return self._universe(message, now_ns)
         if isinstance(message, msg.Instrument):
-            return [msg.InstrumentsAsk()]
+            self._universe_ns = now_ns - UNIVERSE_NS  # ask for all of it at the next tick
+            return []
         if isinstance(message, msg.NoAnswer) and isinstance(message.request, msg.HistoryAsk):
             if symbol := self._symbols.get(message.request.symbol):
                 symbol.asked = False
@@ -93,7 +105,7 @@ class Worker(Actor):
         """The hot path: when nothing changed, a few comparisons."""
         if kline.ts_ms >= symbol.ts_ms:
             symbol.last, symbol.ts_ms, symbol.recv_ns = kline.close, kline.ts_ms, kline.recv_ns
-        symbol.heard_ns = now_ns
+        symbol.heard_ns, symbol.start_ms = now_ns, max(symbol.start_ms, kline.start_ms)
         if kline.confirm and symbol.ring.append(kline.start_ms, kline[2:7]):
             self.counters["bars"] += 1
             self._prepare(symbol)
@@ -113,7 +125,8 @@ class Worker(Actor):
             symbol.bands = NO_BANDS
         else:
             symbol.bands = bands(symbol.ring.window(self._parameters.bb_length), self._parameters)
-        symbol.gate = symbol.bands.gate
+        hole = symbol.start_ms > symbol.ring.next_ms and symbol.bands.gate != "warmup"
+        symbol.gate = "hole" if hole else symbol.bands.gate
 
     def _quote(self, name: str, symbol: Symbol, now_ns: int) -> msg.Quote:
         b, last = symbol.bands, symbol.last
@@ -132,9 +145,8 @@ class Worker(Actor):
         if symbol is None:
             return []
         symbol.asked = False
-        if not history.bars:
+        if not symbol.ring.load(history.start_ms, history.bars):
             return []
-        symbol.ring.load(history.start_ms, history.bars)
         self._prepare(symbol)
         return [self._quote(history.symbol, symbol, now_ns)] if symbol.last else []
 

@@ -22,13 +22,19 @@ class Ring:
         self.count = 0
         self.next_ms = 0
 
-    def load(self, start_ms: int, bars: bytes) -> None:
-        """Replace all by closed, contiguous bars: float64 (rows, 5), oldest first, rows <= ROWS."""
-        rows = np.frombuffer(bars).reshape(-1, COLUMNS)[-ROWS:]
-        self.count, self._cursor = len(rows), len(rows) % ROWS
+    def load(self, start_ms: int, bars: bytes) -> bool:
+        """Replace all by closed, contiguous bars: float64 (rows, 5), oldest first.
+
+        False, and nothing changed, if they do not reach further than what is here.
+        """
+        rows = np.frombuffer(bars).reshape(-1, COLUMNS)
+        next_ms = start_ms + len(rows) * self._interval_ms
+        if not len(rows) or next_ms <= self.next_ms:
+            return False
+        rows = rows[-ROWS:]
+        self.next_ms, self.count, self._cursor = next_ms, len(rows), len(rows) % ROWS
         self._values[: len(rows)] = self._values[ROWS : ROWS + len(rows)] = rows
-        dropped = len(bars) // (8 * COLUMNS) - len(rows)
-        self.next_ms = start_ms + (len(rows) + dropped) * self._interval_ms if len(rows) else 0
+        return True
 
     def append(self, start_ms: int, bar: tuple[float, ...]) -> bool:
         """True if this was the next bar; anything else changes nothing."""
