@@ -61,7 +61,7 @@ class Ingestor(Actor):
             asks.append(msg.Fetch("instruments"))
         filled, total = self._feed.filled_count(), len(self._instruments)
         self.ages_ms["feed"] = self._feed.oldest_ms(now_ns)
-        self.ready = bool(total) and filled == total and all(self._links.values())
+        self.ready = bool(total) and filled == total and all(self._links.values() or [False])
         self.note = f"{filled}/{total} symbols"
         return asks
 
@@ -78,7 +78,7 @@ class Ingestor(Actor):
             self._refreshed_ns = now_ns - (0 if self._instruments else REFRESH_NS)
             return []
         unknown = sorted(set(self._only) - {row.symbol for row in fetched.rows})
-        if unknown:
+        if unknown and not self._instruments:
             raise WrongSetting(f"SYMBOLS: not traded on this exchange: {', '.join(unknown)}")
         found = {row.symbol: row for row in fetched.rows if self._wanted(row)}
         changed = [row for symbol, row in found.items() if self._instruments.get(symbol) != row]

@@ -41,7 +41,8 @@ class Feed:
         if symbol is None or kline.ts_ms < symbol.ts_ms or kline.start_ms < symbol.bars.next_ms:
             self.counters["repeated"] += 1
             return []
-        if not 0 < kline.low <= min(kline.open, kline.close) <= kline.high < float("inf"):
+        inside = kline.low <= kline.open <= kline.high and kline.low <= kline.close <= kline.high
+        if not (inside and kline.low > 0 and kline.high < float("inf")):
             self.counters["absurd"] += 1  # nan, too: it compares false with everything
             return []
         symbol.heard_ns, symbol.ts_ms = now_ns, kline.ts_ms

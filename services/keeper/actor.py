@@ -216,9 +216,8 @@ class Keeper(Actor):
                 "orders of ours at the exchange, but no ledger of them",
             )
             self._mode("keeper")
-        else:
-            executions = self._snapshot["executions"].rows
-            self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
+        executions = () if ours else self._snapshot["executions"].rows
+        self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
         self._store.born(self._ledger.born_ms)
         self._granted_ns |= dict.fromkeys(ours, now_ns)
         changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(ours)]

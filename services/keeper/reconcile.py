@@ -97,7 +97,8 @@ class Reconcile:
         }
         if self.differences:
             self.distrust("difference")
-        elif not self._was_trusted or (self._clean_ns and now_ns - self._clean_ns >= TRUST_NS):
-            self.trusted = self._was_trusted = True
-        self._clean_ns = self._clean_ns or now_ns
+        elif not differing:
+            self._clean_ns = self._clean_ns or now_ns
+            if not self._was_trusted or now_ns - self._clean_ns >= TRUST_NS:
+                self.trusted = self._was_trusted = True
         return self.differences

@@ -1,5 +1,6 @@
 """router: quotes and positions in, orders out. Owns order entry and nothing that must last."""
 
+from collections import deque
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -54,7 +55,8 @@ class Router(Actor):
         self._heard_ns = self._started_ns = self._retried_ns = self._command = 0
         self._tracks: dict[str, Track] = {}
         self._refused: dict[tuple[str, str], tuple[int, str]] = {}
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
+        self._granted_asks: deque[msg.Ask] = deque()
         self._leverage: dict[str, bool] = {}
         self._account_ok = self._linked = False
 
@@ -66,7 +68,8 @@ class Router(Actor):
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """Take it in, then converge the symbol it is about."""
         if isinstance(message, msg.Kline):
-            self._last[message.symbol] = (decimal_of(message.close), message.ts_ms)
+            if message.ts_ms >= self._last.get(message.symbol, (None, 0))[1]:
+                self._last[message.symbol] = (decimal_of(message.close), message.ts_ms)
             return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
         if isinstance(message, msg.Quote):
             heard = self._quotes.get(message.symbol)
@@ -75,12 +78,7 @@ class Router(Actor):
             self._quotes[message.symbol] = (message, now_ns)
             return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
         if isinstance(message, msg.Position):
-            known = self._positions.get(message.symbol)
-            if known and _older(message.version, known.version):
-                return []
-            self._positions[message.symbol] = message
-            self._settle(message)
-            return self._converge(message.symbol, now_ns)
+            return self._converge(message.symbol, now_ns) if self._newer(message) else []
         if isinstance(message, msg.Mode):
             return self._mode_said(message, now_ns)
         if isinstance(message, msg.Grant):
@@ -105,9 +103,11 @@ class Router(Actor):
 
     def _learned(self, message: Any, now_ns: int) -> list[msg.Message]:
         if isinstance(message, msg.FullSet):
-            self._mode, self._heard_ns = message.mode, now_ns
-            self._positions = {position.symbol: position for position in message.positions}
-        elif isinstance(message, msg.Instruments):
+            self._mode = self._mode or message.mode
+            for position in message.positions:
+                self._newer(position)
+            return self._mode_said(message.mode, now_ns)
+        if isinstance(message, msg.Instruments):
             self._instruments = {row.symbol: row for row in message.instruments}
         elif isinstance(message, msg.Instrument):
             self._instruments[message.symbol] = message
@@ -117,8 +117,22 @@ class Router(Actor):
             self._tracks.pop(message.request.order_link_id, None)
         return []
 
+    def _newer(self, position: msg.Position) -> bool:
+        """Take in a Position; False, and nothing taken, if it is old or of another ledger."""
+        known = self._positions.get(position.symbol)
+        if self._mode is None or position.version[0] != self._mode.version[0]:
+            return False
+        if known and _older(position.version, known.version):
+            return False
+        self._positions[position.symbol] = position
+        self._settle(position)
+        return True
+
     def _mode_said(self, mode: msg.Mode, now_ns: int) -> list[msg.Message]:
-        """What the Mode does not list is empty as of its version."""
+        """What the Mode does not list is empty as of its version. Another ledger starts over."""
+        if self._mode and mode.version[0] != self._mode.version[0]:
+            self._mode, self._positions, self._tracks = None, {}, {}
+            return [msg.LedgerAsk()]
         if self._mode is None or _older(mode.version, self._mode.version):
             return []
         changed, self._mode, self._heard_ns = mode.mode != self._mode.mode, mode, now_ns
@@ -152,8 +166,19 @@ class Router(Actor):
             self.counters["grants_refused"] += 1
             self._refused[ask.symbol, ask.side] = (ask.bar_start_ms, self._mode_name())
             return []
-        terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
-        return [self._command_of(track, ask.order_link_id, "create", *terms, now_ns)]
+        track.request = ask  # until the budget lets it go, in `_send_granted`
+        self._granted_asks.append(ask)
+        return self._send_granted(now_ns)
+
+    def _send_granted(self, now_ns: int) -> list[msg.Message]:
+        """Creates of granted entries, as many as the budget has room for."""
+        sent: list[msg.Message] = []
+        while self._granted_asks and self._budget.take("create", now_ns, entry=True):
+            ask = self._granted_asks.popleft()
+            terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
+            track = self._tracks.setdefault(ask.order_link_id, Track())
+            sent.append(self._command_of(track, ask.order_link_id, "create", *terms, now_ns))
+        return sent
 
     def _answered(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
         """What came of a command. The exchange's truth comes through Position all the same."""
@@ -201,24 +226,28 @@ class Router(Actor):
 
     def _converge(self, symbol: str, now_ns: int) -> list[msg.Message]:
         """From what rests to what should rest, one symbol; and what the budget held back before."""
-        messages = self._retry(now_ns) if self._waiting else []
-        instrument, last = self._instruments.get(symbol), self._last.get(symbol)
-        if self._mode is None or instrument is None or last is None:
+        messages = self._retry(now_ns)
+        instrument, (last, market_ms) = (
+            self._instruments.get(symbol),
+            self._last.get(symbol, (None, 0)),
+        )
+        if self._mode is None or instrument is None:
             return messages
         position = self._positions.get(symbol) or msg.Position(symbol, self._mode.version, (), ())
         quote, heard_ns = self._quotes.get(symbol, (None, 0))
         if now_ns - heard_ns > self._ttl_ns:
             quote = None
-        starting = quote is None and now_ns - self._started_ns < self._ttl_ns
         mode = self._mode.mode
+        starting = quote is None and now_ns - self._started_ns < self._ttl_ns
+        starting = starting and mode in (msg.RUN, msg.NO_ENTRY)
         if mode == msg.RUN and now_ns - self._heard_ns > ACCOUNT_NS:
             mode = msg.NO_ENTRY
-        wanted = desired(position, quote, mode, instrument, last[0], self._rules)
-        self._waiting.discard(symbol)
+        wanted = desired(position, quote, mode, instrument, last, self._rules)
+        self._waiting.pop(symbol, None)
         for step in steps(wanted, position, self._rules):
             if starting and step.action == "cancel" and step.order.kind == msg.ENTRY:
                 continue  # its quote may come: leave alone what rests, for one TTL
-            messages += self._take(step, symbol, quote, last[1], now_ns)
+            messages += self._take(step, symbol, quote, market_ms, now_ns)
         return messages
 
     def _take(
@@ -234,8 +263,8 @@ class Router(Actor):
         asking = quote if entry and step.action == "create" else None
         if asking and not self._may_ask(asking):
             return []
-        if not self._budget.take(step.action, now_ns, entry):
-            self._waiting.add(symbol)
+        if not self._budget.take("ask" if asking else step.action, now_ns, entry):
+            self._waiting[symbol] = self._waiting.get(symbol, False) or not entry
             self.counters["held_back"] += 1
             return []
         if step.repricing:
@@ -265,16 +294,17 @@ class Router(Actor):
     # Time.
 
     def _retry(self, now_ns: int) -> list[msg.Message]:
-        """What the budget held back, nearest quotes first; `steps` puts exits before entries."""
-        if now_ns - self._retried_ns < RETRY_NS:
+        """What the budget held back: exits first, then the nearest quotes."""
+        if not (self._waiting or self._granted_asks) or now_ns - self._retried_ns < RETRY_NS:
             return []
         self._retried_ns = now_ns
-        waiting, self._waiting = sorted(self._waiting, key=self._distance), set()
-        return [m for symbol in waiting for m in self._converge(symbol, now_ns)]
+        waiting, self._waiting = sorted(self._waiting, key=self._urgency), {}
+        said = [m for symbol in waiting for m in self._converge(symbol, now_ns)]
+        return said + self._send_granted(now_ns)
 
-    def _distance(self, symbol: str) -> tuple[float, str]:
+    def _urgency(self, symbol: str) -> tuple[bool, float, str]:
         quote = self._quotes.get(symbol)
-        return (abs(quote[0].distance_pct) if quote else 0.0, symbol)
+        return (not self._waiting[symbol], abs(quote[0].distance_pct) if quote else 0.0, symbol)
 
     def _overdue(self, now_ns: int) -> list[msg.Message]:
         """Commands past their deadline: unknown if unanswered. Forget orders that are no more."""

@@ -46,10 +46,11 @@ def desired(
     quote: msg.Quote | None,
     mode: str,
     instrument: msg.Instrument,
-    last: Decimal,
+    last: Decimal | None,
     rules: Rules,
 ) -> list[Wanted]:
-    """The orders that should exist for one symbol now. `quote` is None when none is in force."""
+    """The orders that should exist for one symbol now. `quote` is None when none is in force,
+    `last` while no price was heard: an exit needs neither."""
     exits = [
         _exit(lot, quote, mode, instrument, last)
         for lot in position.lots
@@ -82,10 +83,11 @@ def _entry(
     quote: msg.Quote | None,
     mode: str,
     instrument: msg.Instrument,
-    last: Decimal,
+    last: Decimal | None,
     rules: Rules,
 ) -> Wanted | None:
-    if quote is None or quote.zone == "NONE" or mode not in (msg.RUN, msg.NO_ENTRY):
+    armed = quote is not None and quote.zone != "NONE" and mode in (msg.RUN, msg.NO_ENTRY)
+    if quote is None or last is None or not armed:
         return None
     resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     price = _entry_price(quote, instrument, last)
@@ -127,11 +129,15 @@ def _adds(lots: tuple[msg.Lot, ...], quote: msg.Quote, price: Decimal, rules: Ru
 
 
 def _exit(
-    lot: msg.Lot, quote: msg.Quote | None, mode: str, instrument: msg.Instrument, last: Decimal
+    lot: msg.Lot,
+    quote: msg.Quote | None,
+    mode: str,
+    instrument: msg.Instrument,
+    last: Decimal | None,
 ) -> Wanted:
     side, way = opposite(lot.side), sign(lot.side)
     price = lot.entry_price * (1 + way * lot.take_profit_pct / HUNDRED)
-    if mode == msg.FLATTEN:
+    if mode == msg.FLATTEN and last:
         price = last * (1 - way * FLATTEN_PCT / HUNDRED)
     elif quote and quote.side == side and quote.zone != "NONE":
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one

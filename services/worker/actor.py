@@ -147,7 +147,9 @@ class Worker(Actor):
         symbol.asked = False
         if not symbol.ring.load(history.start_ms, history.bars):
             return []
+        stale = symbol.gate == "stale"
         self._prepare(symbol)
+        symbol.gate = "stale" if stale else symbol.gate
         return [self._quote(history.symbol, symbol, now_ns)] if symbol.last else []
 
     def _universe(self, universe: msg.Instruments, now_ns: int) -> list[msg.Message]:

@@ -1,0 +1,470 @@
+"""What should rest for one symbol, what is done about it, and how much of it leaves in a second.
+
+The instrument has ticks of 0.01 and steps of 0.1. A buy is quoted at 95.45225 under a last price
+of 96, a sell at 104.55225 over one of 104.
+"""
+
+from collections import deque
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.router.budget import SECOND_NS, Budget
+from services.router.orders import Rules, Wanted, desired, steps
+from shared import messages as msg
+from shared.instrument import opposite
+
+D = Decimal
+NAME = "XUSDT"
+BAR_MS = 28_000_000 * 60_000
+RULES = Rules(D(20), max_lots_per_symbol=3, dca_min_step_pct=0.2, min_reprice_pct=0.02)
+INSTRUMENT = msg.Instrument(NAME, D("0.01"), D("0.1"), D("0.1"), D(1000), D(5), "Trading", 480)
+PRICES = {"Buy": 95.45225, "Sell": 104.55225}
+LASTS = {"Buy": D(96), "Sell": D(104)}
+NO_ORDERS = msg.Position(NAME, ("ledger", 1), (), ())
+
+
+def quote(side="Buy", zone="ARM", price=None, bar=5, gate=""):
+    price = price or PRICES[side]
+    return msg.Quote(
+        *(NAME, side, price, zone, gate, 1.275, 95.5, 104.5, 0.0, 0.1, 2.0),
+        *(BAR_MS + bar * 60_000, 1, 1, 1),
+    )
+
+
+def lot(side="Buy", price="100", qty="2", bar=1, exits=0, sold="0", before="0", profit="1.275"):
+    return msg.Lot(
+        *(msg.entry_id(NAME, side, BAR_MS + bar * 60_000), NAME, side, D(qty), D(price) * D(qty)),
+        *(D(sold), D(0), D(0), D(before), exits, D(profit), BAR_MS + bar * 60_000, 0),
+    )
+
+
+def order(kind="entry", side="Buy", price="95.45", qty="0.2", bar=5, name=""):
+    name = name or msg.entry_id(NAME, side, BAR_MS + bar * 60_000)
+    return msg.Order(
+        *(name, "7", NAME, side, kind, D(price), D(qty), D(0), "New", BAR_MS, D("1.275"), 0)
+    )
+
+
+def exit_of(a_lot, price="101.28"):
+    """The exit that rests for a lot."""
+    rest = (opposite(a_lot.side), price, a_lot.bought - a_lot.sold_before)
+    return order("exit", *rest, name=msg.exit_id(a_lot.entry_id, a_lot.exits))
+
+
+def position(lots=(), orders=(), **rest):
+    return NO_ORDERS._replace(lots=tuple(lots), orders=tuple(orders), **rest)
+
+
+def wanted(at=NO_ORDERS, q=None, mode="RUN", last=None, rules=RULES, instrument=INSTRUMENT):
+    last = D(last) if last else LASTS[q.side] if q else D(100)
+    return desired(at, q, mode, instrument, last, rules)
+
+
+def entries(found):
+    return [w for w in found if w.kind == msg.ENTRY]
+
+
+def exits(found):
+    return [w for w in found if w.kind == msg.EXIT]
+
+
+def todo(at, found):
+    return [(step.action, step.order.order_link_id) for step in steps(found, at, RULES)]
+
+
+# Entries.
+
+
+def test_an_armed_quote_wants_an_entry_named_after_its_bar():
+    (entry,) = wanted(q=quote())
+    name = "dm-XUSDT-1ab3f05-B"  # 28,000,005 minutes
+    assert entry == Wanted(name, "entry", "Buy", D("95.45"), D("0.2"))  # 20 / 95.45 = 0.2095
+    assert todo(NO_ORDERS, [entry]) == [("create", name)]
+
+
+@pytest.mark.parametrize(
+    ("side", "last", "price"),
+    [
+        ("Buy", "96", "95.45"),  # 95.45225 rounded down
+        ("Buy", "95.46", "95.45"),
+        ("Buy", "95.45", "95.44"),  # the price is there: one tick behind it
+        ("Buy", "95.30", "95.29"),
+        ("Sell", "104", "104.56"),  # 104.55225 rounded up
+        ("Sell", "104.55", "104.56"),
+        ("Sell", "104.56", "104.57"),
+        ("Sell", "105", "105.01"),
+    ],
+)
+def test_an_entry_rests_on_the_passive_side_at_least_a_tick_behind_the_price(side, last, price):
+    (entry,) = wanted(q=quote(side), last=last)
+    assert (entry.side, entry.price) == (side, D(price))
+
+
+@pytest.mark.parametrize(
+    ("zone", "resting", "expected"),
+    [
+        ("ARM", False, ["create"]),
+        ("HOLD", False, []),
+        ("NONE", False, []),
+        ("ARM", True, []),
+        ("HOLD", True, []),
+        ("NONE", True, ["cancel"]),
+    ],
+)
+def test_an_entry_is_created_on_arm_kept_on_hold_and_cancelled_on_none(zone, resting, expected):
+    at = position(orders=[order()] if resting else [])
+    assert [action for action, _ in todo(at, wanted(at, quote(zone=zone)))] == expected
+
+
+def test_without_a_quote_in_force_a_resting_entry_is_cancelled():
+    at = position(orders=[order()])
+    assert todo(at, wanted(at, None)) == [("cancel", at.orders[0].order_link_id)]
+
+
+def test_an_entry_keeps_its_id_and_quantity_when_its_price_moves():
+    at = position(orders=[order(qty="0.3", bar=2)])
+    (step,) = steps(wanted(at, quote(price=94.0, bar=9)), at, RULES)
+    name = at.orders[0].order_link_id
+    assert (step.action, step.order.order_link_id, step.repricing) == ("amend", name, True)
+    assert (step.order.price, step.order.qty) == (D(94), D("0.3"))
+
+
+@pytest.mark.parametrize(
+    ("price", "expected"),
+    [(100.01, []), (99.99, []), (100.02, ["amend"]), (99.98, ["amend"])],
+)
+def test_an_entry_is_amended_from_two_hundredths_of_a_percent_on(price, expected):
+    at = position(orders=[order(price="100")])
+    found = wanted(at, quote(price=price), last="110")
+    assert [action for action, _ in todo(at, found)] == expected
+
+
+def test_the_other_side_waits_until_the_resting_entry_is_gone():
+    at = position(orders=[order(side="Buy")])
+    found = wanted(at, quote("Sell"))
+    assert (found, todo(at, found)) == ([], [("cancel", at.orders[0].order_link_id)])
+
+
+def test_too_small_a_size_is_no_entry():
+    """min_order_qty 0.1 * 250 = 25 > 20."""
+    assert wanted(q=quote(price=250.0), last="251") == []
+
+
+def test_a_price_of_one_tick_is_no_entry():
+    """Nothing rests below it: no price, and no crash."""
+    assert wanted(q=quote(price=0.0099), last="0.01") == []
+
+
+@pytest.mark.parametrize("why", [{"foreign_qty": D(-1)}, {"no_entry": "difference"}])
+def test_a_symbol_that_is_not_only_ours_takes_no_new_entry(why):
+    assert wanted(position(**why), quote()) == []
+    held = position(lots=[lot()], **why)
+    assert len(exits(wanted(held, quote()))) == 1
+
+
+# Another lot.
+
+
+@pytest.mark.parametrize(
+    ("lots", "joins"),
+    [
+        ([lot(price="95.65")], True),  # 100 * (95.65 - 95.45) / 95.65 = 0.209 %
+        ([lot(price="95.64")], False),  # 0.199 %
+        ([lot(price="100"), lot(price="95.64", bar=2)], False),  # better than the best one
+        ([lot(price="100", bar=5)], False),  # bought in this bar
+        ([lot(price="100", bar=6)], False),  # bought in a later one
+        ([lot(price="100", bar=4)], True),
+        ([lot("Sell", "110")], False),  # the other direction
+        ([lot(price="100", bar=bar) for bar in (1, 2, 3)], False),  # three lots are the limit
+    ],
+)
+def test_another_lot_is_later_better_and_of_the_same_direction(lots, joins):
+    assert bool(entries(wanted(position(lots=lots), quote()))) == joins
+
+
+def test_a_better_price_to_sell_more_is_a_higher_one():
+    for price, joins in (("104.35", True), ("104.36", False)):  # 0.21 / 104.35 = 0.201 %
+        assert bool(entries(wanted(position(lots=[lot("Sell", price)]), quote("Sell")))) == joins
+
+
+def test_a_step_of_exactly_the_minimum_is_enough():
+    lots, tick_less = [lot(price="100")], quote(price=99.8)  # 0.2 % under 100
+    assert entries(wanted(position(lots=lots), tick_less, last="101"))
+
+
+# Exits.
+
+
+@pytest.mark.parametrize(
+    ("a_lot", "side", "price"),
+    [
+        (lot("Buy", "100"), "Sell", "101.28"),  # 100 * 1.01275 = 101.275, up
+        (lot("Sell", "100"), "Buy", "98.72"),  # 100 * 0.98725 = 98.725, down
+        (lot("Buy", "100", profit="0.5"), "Sell", "100.5"),
+    ],
+)
+def test_an_exit_rests_at_the_profit_that_was_granted(a_lot, side, price):
+    (out,) = wanted(position(lots=[a_lot]))
+    assert out == Wanted(f"{a_lot.entry_id}x0", "exit", side, D(price), D(2))
+
+
+def test_an_exit_needs_no_quote_and_is_not_moved_by_one_of_its_own_direction():
+    at = position(lots=[lot()])
+    alone = wanted(at)
+    for q in (quote("Buy"), quote("Buy", "HOLD"), quote("Sell", "NONE", gate="stale")):
+        assert exits(wanted(at, q)) == alone
+
+
+@pytest.mark.parametrize(
+    ("sold", "before", "exits_done", "qty"),
+    [
+        ("0", "0", 0, "2"),
+        ("1.5", "0", 0, "2"),  # its own fills count as part of its quantity
+        ("0.5", "0.5", 1, "1.5"),  # an earlier exit sold 0.5 and is finished
+        ("1.2", "0.5", 1, "1.5"),
+    ],
+)
+def test_an_exit_sells_what_earlier_exits_left(sold, before, exits_done, qty):
+    a_lot = lot(sold=sold, before=before, exits=exits_done)
+    (out,) = wanted(position(lots=[a_lot]))
+    assert (out.order_link_id, out.qty) == (f"{a_lot.entry_id}x{exits_done}", D(qty))
+
+
+def test_a_lot_that_is_sold_needs_no_exit():
+    """Its entry still rests, so the lot stays: there is nothing left to sell."""
+    assert exits(wanted(position(lots=[lot(sold="2", before="2", exits=1)]))) == []
+
+
+def test_every_lot_has_its_own_exit():
+    lots = [lot(price="100"), lot(price="98", bar=2)]
+    found = wanted(position(lots=lots))
+    assert [out.order_link_id for out in found] == [f"{a_lot.entry_id}x0" for a_lot in lots]
+    assert [out.price for out in found] == [D("101.28"), D("99.25")]  # 98 * 1.01275 = 99.2495
+
+
+@pytest.mark.parametrize(
+    ("a_lot", "q", "price"),
+    [
+        (lot("Buy", "100"), quote("Sell", price=101.0), "101"),  # the quote is nearer
+        (lot("Buy", "100"), quote("Sell", "HOLD", price=101.0), "101"),
+        (lot("Buy", "100"), quote("Sell", price=102.0), "101.28"),  # the profit is nearer
+        (lot("Buy", "100"), quote("Sell", price=99.001), "99.01"),  # even at a loss, rounded up
+        (lot("Sell", "100"), quote("Buy", price=99.0), "99"),
+        (lot("Sell", "100"), quote("Buy", price=98.0), "98.72"),
+        (lot("Buy", "100"), quote("Sell", "NONE", price=101.0), "101.28"),
+    ],
+)
+def test_a_reversal_takes_the_nearer_of_profit_and_quote(a_lot, q, price):
+    (out,) = exits(wanted(position(lots=[a_lot]), q, last="100"))
+    assert out.price == D(price)
+
+
+def test_a_growing_lot_amends_the_quantity_of_its_exit():
+    grown, resting = lot(qty="2"), exit_of(lot(qty="0.7"))
+    at = position(lots=[grown], orders=[resting])
+    (step,) = steps(wanted(at), at, RULES)
+    assert (step.action, step.order.qty, step.repricing) == ("amend", D(2), False)
+
+
+def test_an_exit_whose_price_moves_a_tick_is_repriced():
+    at = position(lots=[lot()], orders=[exit_of(lot(), "101.27")])
+    (step,) = steps(wanted(at), at, RULES)
+    assert (step.action, step.order.price, step.repricing) == ("amend", D("101.28"), True)
+
+
+def test_exits_come_before_entries():
+    at = position(lots=[lot()])
+    kinds = [step.order.kind for step in steps(wanted(at, quote()), at, RULES)]
+    assert kinds == ["exit", "entry"]
+
+
+# Modes.
+
+
+@pytest.mark.parametrize(
+    ("mode", "new_entry", "resting_entry", "lot_with_exit"),
+    [
+        ("RUN", ["create"], [], []),
+        ("NO_ENTRY", [], [], []),
+        ("REDUCE_ONLY", [], ["cancel"], []),
+        ("CANCEL_ALL", [], ["cancel"], ["cancel"]),
+        ("FLATTEN", [], ["cancel"], ["amend"]),
+    ],
+)
+def test_what_each_mode_allows(mode, new_entry, resting_entry, lot_with_exit):
+    def actions(at, q=None):
+        return [action for action, _ in todo(at, wanted(at, q, mode, last="96"))]
+
+    assert actions(NO_ORDERS, quote()) == new_entry
+    assert actions(position(orders=[order()]), quote()) == resting_entry
+    assert actions(position(lots=[lot()], orders=[exit_of(lot())])) == lot_with_exit
+
+
+@pytest.mark.parametrize("mode", ["RUN", "NO_ENTRY", "REDUCE_ONLY", "FLATTEN"])
+def test_a_lot_without_an_exit_gets_one_in_every_mode_but_one(mode):
+    at = position(lots=[lot()])
+    assert [action for action, _ in todo(at, wanted(at, None, mode))] == ["create"]
+    assert wanted(at, None, "CANCEL_ALL") == []
+
+
+def test_an_entry_in_no_entry_goes_with_its_quote():
+    at = position(orders=[order()])
+    assert [action for action, _ in todo(at, wanted(at, None, "NO_ENTRY"))] == ["cancel"]
+    found = wanted(at, quote(zone="HOLD"), "NO_ENTRY")
+    assert todo(at, found) == []
+
+
+def test_flatten_prices_exits_one_percent_beyond_the_last():
+    """They trade at once, with a bound: 97.53 * 0.99 = 96.5547, 97.53 * 1.01 = 98.5053."""
+    lots = [lot("Buy"), lot("Sell", bar=2)]
+    prices = [wanted(position(lots=[x]), quote("Sell"), "FLATTEN", "97.53")[0].price for x in lots]
+    assert prices == [D("96.56"), D("98.50")]
+
+
+# For every position.
+
+sides = st.sampled_from(["Buy", "Sell"])
+grid = st.integers(9_000, 11_000).map(lambda ticks: D(ticks) / 100)
+
+
+@st.composite
+def situations(draw):
+    """A reachable position, a quote or none, a mode and a last price."""
+    side, lots = draw(sides), []
+    for bar in range(draw(st.integers(0, 3))):
+        bought, before, own = (draw(st.integers(0, 20)) for _ in range(3))
+        numbers = {"qty": D(bought + before + own + 1) / 10, "before": D(before) / 10}
+        lots.append(lot(side, draw(grid), bar=bar, sold=D(before + own) / 10, **numbers))
+    orders = [exit_of(x, draw(grid)) for x in lots if draw(st.booleans())]
+    if draw(st.booleans()):
+        entry_side = side if lots else draw(sides)
+        orders.append(order("entry", entry_side, draw(grid), bar=4))
+    foreign = draw(st.sampled_from([D(0), D("-0.3")]))
+    price, zone = draw(st.floats(80, 120)), draw(st.sampled_from(["ARM", "HOLD", "NONE"]))
+    q = draw(st.sampled_from([None, quote(draw(sides), zone, price)]))
+    at = position(lots, orders, foreign_qty=foreign)
+    return at, q, draw(st.sampled_from(msg.MODES)), draw(grid)
+
+
+def applied(at, found):
+    """The position after all steps were done as asked."""
+    orders = {working.order_link_id: working for working in at.orders}
+    for step in steps(found, at, RULES):
+        want = step.order
+        if step.action == "cancel":
+            del orders[want.order_link_id]
+        elif step.action == "amend":
+            known = orders[want.order_link_id]
+            orders[want.order_link_id] = known._replace(price=want.price, qty=want.qty)
+        else:
+            assert want.order_link_id not in orders
+            rest = (want.kind, want.side, want.price, want.qty)
+            orders[want.order_link_id] = order(*rest, name=want.order_link_id)
+    return at._replace(orders=tuple(orders.values()))
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(situations())
+def test_no_order_ever_crosses_zero(situation):
+    """An entry is never opposite to a lot; exits together sell no more than there is to sell."""
+    at = situation[0]
+    found = wanted(*situation)
+    lot_sides = {a_lot.side for a_lot in at.lots}
+    assert all(opposite(entry.side) not in lot_sides for entry in entries(found))
+    assert all(opposite(out.side) in lot_sides for out in exits(found))
+    open_lots = {msg.exit_id(a_lot.entry_id, a_lot.exits): a_lot for a_lot in at.lots}
+    for out in exits(found):
+        a_lot = open_lots.pop(out.order_link_id)  # each lot has one exit
+        assert out.qty - (a_lot.sold - a_lot.sold_before) == a_lot.bought - a_lot.sold
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(situations())
+def test_there_is_one_entry_and_every_order_is_on_the_grid(situation):
+    at, q, _, last = situation
+    after = applied(at, wanted(*situation))
+    resting = [o for o in after.orders if o.kind == msg.ENTRY]
+    assert len(resting) <= 1
+    for w in wanted(*situation):
+        assert (w.price % INSTRUMENT.tick_size, w.qty % INSTRUMENT.qty_step) == (0, 0)
+        assert min(w.price, w.qty) > 0
+    for entry in entries(wanted(*situation)):  # PostOnly: never at the price or through it
+        assert entry.price < last if entry.side == "Buy" else entry.price > last
+        assert q is not None
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(situations())
+def test_what_was_done_need_not_be_done_again(situation):
+    """Two rounds at most: a cancelled entry makes room for one of the other side."""
+    at, *rest = situation
+    for _ in range(2):
+        at = applied(at, wanted(at, *rest))
+    assert steps(wanted(at, *rest), at, RULES) == []
+
+
+def test_an_entry_opposite_to_a_lot_does_not_go_on_resting():
+    """No way to it is known; if there is one, the order must not fill and cross zero."""
+    at = position(lots=[lot("Buy")], orders=[exit_of(lot("Buy")), order(side="Sell", price="104")])
+    assert entries(wanted(at, quote("Sell"))) == []
+
+
+# The budget.
+
+
+def taken(budget, count, now_ns, action="create", entry=False):
+    """How many of `count` may leave now."""
+    return sum(budget.take(action, now_ns, entry) for _ in range(count))
+
+
+def test_eight_of_ten_leave_in_a_second_and_entries_leave_three_for_exits():
+    assert taken(Budget(10), 20, 0) == 8
+    budget = Budget(10)
+    assert taken(budget, 20, 0, entry=True) == 5  # 10 * 0.8 * 0.7 = 5.6
+    assert taken(budget, 20, 0) == 3
+    assert taken(budget, 20, SECOND_NS - 1) == 0
+    assert taken(budget, 20, SECOND_NS) == 8
+
+
+def test_exits_that_left_count_against_entries():
+    budget = Budget(10)
+    assert (taken(budget, 6, 0), taken(budget, 6, 0, entry=True), taken(budget, 6, 0)) == (6, 0, 2)
+
+
+def test_every_action_has_its_own_bucket():
+    budget = Budget(10)
+    taken(budget, 20, 0)
+    assert taken(budget, 20, 0, action="cancel") == 8
+
+
+def test_a_limit_is_learned_and_silence_teaches_nothing():
+    budget = Budget(10)
+    budget.learn("create", 20)
+    budget.learn("create", 0)
+    assert taken(budget, 40, 0, entry=True) == 11  # 20 * 0.8 * 0.7 = 11.2
+    assert taken(budget, 40, 0) == 5  # to 16
+    assert taken(budget, 40, 0, action="amend") == 8
+
+
+@settings(max_examples=80, derandomize=True, deadline=None)
+@given(
+    st.integers(2, 60),
+    st.lists(st.tuples(st.integers(0, 400_000_000), st.booleans(), st.integers(1, 12))),
+)
+def test_no_second_ever_holds_more_than_its_share(limit, attempts):
+    """In every rolling second: at most 80 % in all, and at most 70 % of that when entries went."""
+    budget, now_ns = Budget(limit), 0
+    window = deque()
+    for pause_ns, is_entry, count in attempts:
+        now_ns += pause_ns
+        while window and now_ns - window[0] >= SECOND_NS:
+            window.popleft()
+        for _ in range(count):
+            if budget.take("create", now_ns, is_entry):
+                window.append(now_ns)
+                assert len(window) <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
+            elif not is_entry:  # an exit waits for nothing but the 80 %
+                assert len(window) >= int(limit * 0.8) or limit * 0.8 < 1

@@ -1,0 +1,219 @@
+"""store: what the keeper writes is on disk, whole or not at all, and comes back."""
+
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.keeper.ledger import Change
+from services.keeper.store import SCHEMA_VERSION, Store
+from shared import messages as msg
+from shared.settings import WrongSetting
+
+ROOT = Path(__file__).parents[1]
+ACCOUNT, BAR = "paper-1", 6_000_000
+
+
+def order(name: str = "dm-AAAUSDT-64-B", **other: Any) -> msg.Order:
+    head = (name, "uuid", "AAAUSDT", "Buy", msg.ENTRY, Decimal("1.10"), Decimal("1E-7"))
+    return msg.Order(*head, Decimal(0), "New", BAR, Decimal("0.5"), 7, "why")._replace(**other)
+
+
+def lot(entry: str = "dm-AAAUSDT-64-B", closed_ms: int = 0) -> msg.Lot:
+    sums = (Decimal("0.1"), Decimal("12.345"), Decimal(0), Decimal(0), Decimal("-0.01"), Decimal(0))
+    return msg.Lot(entry, "AAAUSDT", "Buy", *sums, 2, Decimal("0.275"), BAR, BAR + 5, closed_ms)
+
+
+def execution(number: int = 1, **other: Any) -> msg.Execution:
+    head = (f"exec-{number}", "dm-AAAUSDT-64-B", "uuid", "AAAUSDT", "Buy", "Trade")
+    money = (Decimal("100.5"), Decimal("0.001"), Decimal("-0.00002"))
+    return msg.Execution(*head, *money, True, BAR + number)._replace(**other)
+
+
+def change(number: int = 1, is_open: bool = True) -> Change:
+    return Change("AAAUSDT", ((order(), is_open),), (lot(),), execution(number))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+def open_store(path: Path, account: str = ACCOUNT, new_id: str = "new") -> Any:
+    return closing(Store(path, account, new_id))
+
+
+def test_orders_lots_and_executions_come_back_as_they_were(path: Path) -> None:
+    with open_store(path) as store:
+        store.write(change(), row=1)
+        store.write(Change("AAAUSDT", execution=execution(2, is_maker=False)), row=2)
+    with open_store(path, new_id="another") as store:
+        assert store.orders() == [order()]
+        assert store.lots() == [lot()]
+        assert sorted(store.executions()) == [execution(1), execution(2, is_maker=False)]
+        assert (store.row(), store.ledger_id) == (2, "new")
+
+
+def test_only_open_orders_and_open_lots_come_back_but_every_execution(path: Path) -> None:
+    ended, gone = "dm-AAAUSDT-65-B", lot("dm-AAAUSDT-66-B", closed_ms=BAR)
+    rows = ((order(), True), (order(ended, bar_start_ms=BAR + 60_000), False))
+    with open_store(path) as store:
+        store.write(Change("AAAUSDT", rows, (lot(), gone), execution(1)), row=1)
+        store.write(Change("AAAUSDT", execution=execution(2)), row=2)
+    with open_store(path) as store:
+        assert [row.order_link_id for row in store.orders()] == ["dm-AAAUSDT-64-B"]
+        assert [row.entry_id for row in store.lots()] == ["dm-AAAUSDT-64-B"]
+        assert {row.exec_id for row in store.executions()} == {"exec-1", "exec-2"}
+        assert store.used_ms() == {("AAAUSDT", "Buy"): BAR + 60_000}  # ended ones count here
+
+
+def test_an_order_is_one_row_which_the_last_word_replaces(path: Path) -> None:
+    with open_store(path) as store:
+        store.write(change(), row=1)
+        store.write(Change("AAAUSDT", ((order(status="Filled"), True),)), row=2)
+        assert [row.status for row in store.orders()] == ["Filled"]
+        store.write(Change("AAAUSDT", ((order(status="Filled"), False),)), row=3)
+        assert store.orders() == []
+
+
+def test_an_exit_does_not_use_up_a_bar_for_entries(path: Path) -> None:
+    with open_store(path) as store:
+        exit_row = order("dm-AAAUSDT-64-Bx0", kind=msg.EXIT, side="Sell")
+        store.write(Change("AAAUSDT", ((exit_row, True),)), row=1)
+        assert store.used_ms() == {}
+
+
+def test_another_account_is_refused(path: Path) -> None:
+    with open_store(path):
+        pass
+    with pytest.raises(WrongSetting, match="paper-1, not of mainnet-2"):
+        open_store(path, account="mainnet-2")
+
+
+def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
+    with open_store(path) as store:
+        store.write(change(), row=1)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(WrongSetting, match=f"schema {SCHEMA_VERSION + 1}"):
+        open_store(path)
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("SELECT COUNT(*) FROM executions").fetchone() == (1,)
+
+
+FAILURES = {
+    "a value that SQLite cannot hold": ("", execution(2, exec_time_ms=2**63), OverflowError),
+    "an error of the database": (
+        "CREATE TRIGGER full BEFORE INSERT ON executions WHEN NEW.exec_id = 'exec-2' "
+        "BEGIN SELECT RAISE(ABORT, 'disk full'); END",
+        execution(2),
+        sqlite3.Error,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES.values(), ids=FAILURES.keys())
+def test_a_write_that_fails_leaves_nothing_behind(path: Path, case: Any) -> None:
+    """The order and the lot are written before the execution: they are taken back."""
+    trigger, fill, error = case
+    with open_store(path) as store:
+        store.write(change(), row=1)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute(trigger or "SELECT 1")
+        rows = ((order(status="Filled"), True), (order("dm-BBBUSDT-64-B"), True))
+        with pytest.raises(error):
+            lots = (lot("dm-BBBUSDT-64-B"),)
+            store.write(Change("AAAUSDT", rows, lots, fill, Decimal(9)), row=2)
+        assert (store.orders(), store.lots(), store.row()) == ([order()], [lot()], 1)
+        assert (store.executions(), store.foreign()) == ([execution(1)], {})
+        store.write(Change("AAAUSDT", execution=execution(3)), row=2)  # and it goes on
+        assert store.row() == 2
+
+
+def test_what_is_written_is_seen_by_others_when_write_returns(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        store.write(change(), row=5)
+        assert other.execute("SELECT exec_id FROM executions").fetchall() == [("exec-1",)]
+        assert other.execute("SELECT value FROM meta WHERE name = 'row'").fetchone() == ("5",)
+
+
+CHILD = """
+import os, sys
+from tests.test_store import Change, Store, change, lot, order
+
+def dying():
+    yield lot("dm-BBBUSDT-64-B")
+    os._exit(9)  # in the middle of a transaction; no close, no checkpoint
+
+store = Store(sys.argv[1], "paper-1", "child")
+for number in range(1, 21):
+    store.write(change(number), row=number)
+store.write(Change("BBBUSDT", ((order("dm-BBBUSDT-64-B"), True),), dying()), row=21)
+"""
+
+
+def test_a_killed_process_loses_what_it_was_writing_and_nothing_that_was_written(
+    path: Path,
+) -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path)], cwd=ROOT, check=False)
+    assert done.returncode == 9
+    with open_store(path) as store:
+        assert {row.exec_id for row in store.executions()} == {f"exec-{n}" for n in range(1, 21)}
+        assert (store.row(), store.ledger_id) == (20, "child")
+        assert (store.orders(), store.lots()) == ([order()], [lot()])
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_every_commit_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> None:
+    """WAL with NORMAL may lose the last commits in a power cut; FULL (2) does not."""
+    connect, opened = sqlite3.connect, []
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *a, **k: opened.append(connect(*a, **k)) or opened[-1]
+    )
+    with open_store(path):
+        (db,) = opened
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_refusal_is_recorded_once_for_each_id_and_reason(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        for reason in ("max_slots", "max_slots", "foreign"):
+            store.outcome("dm-AAAUSDT-64-B", reason, "AAAUSDT", "Buy", BAR)
+        found = other.execute("SELECT reason FROM outcomes ORDER BY reason").fetchall()
+        assert found == [("foreign",), ("max_slots",)]
+
+
+def test_the_last_wish_and_the_birth_survive(path: Path) -> None:
+    with open_store(path) as store:
+        assert (store.operator(), store.born_ms()) == ((msg.RUN, ""), -1)
+        for mode in (msg.FLATTEN, msg.REDUCE_ONLY):
+            said = msg.Mode(("new", 3), msg.FLATTEN, "another trigger", ())
+            store.mode(said, (mode, f"why {mode}"), who="ops", wall_ms=1)
+        store.born(BAR)
+    with open_store(path) as store:
+        assert store.operator() == (msg.REDUCE_ONLY, "why REDUCE_ONLY")
+        assert store.born_ms() == BAR
+
+
+def test_a_foreign_quantity_is_one_row_which_the_last_one_replaces(path: Path) -> None:
+    with open_store(path) as store:
+        assert store.foreign() == {}
+        for row, (symbol, qty) in enumerate(
+            (("AAAUSDT", "5"), ("BBBUSDT", "-2"), ("AAAUSDT", "0"))
+        ):
+            store.write(Change(symbol, foreign=Decimal(qty)), row)
+    with open_store(path) as store:
+        assert store.foreign() == {"AAAUSDT": Decimal(0), "BBBUSDT": Decimal(-2)}
+
+
+def test_equity_is_kept_for_sql(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        store.equity(msg.Wallet(Decimal("1000.5"), Decimal(999), Decimal(1)), wall_ms=42)
+        assert other.execute("SELECT * FROM equity").fetchall() == [(42, "1000.5", "999")]
