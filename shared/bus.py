@@ -148,10 +148,10 @@ class Bus:
                 message = msg.decode(frames[-1])
             except msg.Malformed:
                 self.malformed += 1
-                if socket.socket_type == zmq.REP:
+                if socket.type == zmq.REP:
                     self.refuse(socket)
                 continue
-            if socket.socket_type == zmq.DEALER and not self._pending.pop(frames[0], None):
+            if socket.type == zmq.DEALER and not self._pending.pop(frames[0], None):
                 continue  # answered after its deadline: the asker has moved on
             yield message
 

@@ -245,6 +245,11 @@ def test_a_timestamp_older_than_recv_window_or_in_the_future_is_refused(
     assert (response.status_code, code_of(response)) == (200, code)
 
 
+@pytest.mark.parametrize("proof", ["", "no hex", "\u00e9"])
+def test_a_signature_that_is_none_is_a_wrong_one(paper: Served, proof: str) -> None:
+    assert code_of(paper.signed("GET", "/v5/position/list", X_BAPI_SIGN=proof)) == 10004
+
+
 def test_a_signature_is_over_the_raw_body(paper: Served) -> None:
     body = json.dumps(order(), indent=3)  # as no library would write it
     assert code_of(paper.signed("POST", "/v5/order/create", body)) == 0
@@ -311,6 +316,14 @@ def test_every_signed_answer_has_rate_limit_headers(paper: Served) -> None:
     assert {"X-Bapi-Limit", "X-Bapi-Limit-Status", "X-Bapi-Limit-Reset-Timestamp"} <= set(
         response.headers
     )
+
+
+def test_each_list_has_a_limit_of_its_own(paper: Served) -> None:
+    """50 a second each: reading orders does not use up the positions."""
+    http, key = paper.http(), {"category": "linear", "settleCoin": "USDT"}
+    left = [http.get_open_orders(**key)[2]["X-Bapi-Limit-Status"] for _ in range(3)]
+    assert left == ["49", "48", "47"]
+    assert http.get_positions(**key)[2]["X-Bapi-Limit-Status"] == "49"
 
 
 # Lists and their pages.
@@ -416,21 +429,19 @@ def test_one_way_mode_is_not_modified(paper: Served) -> None:
 
 def test_the_account_survives_a_restart(tmp_path: Path) -> None:
     def seen(served: Served) -> Any:
-        http = served.http()
+        http, key = served.http(), {"settleCoin": "USDT"}
+        wallet = http.get_wallet_balance(accountType="UNIFIED")[0]["result"]["list"][0]
+        held = pages(http.get_positions, 20, **key)[0]
         return (
-            pages(http.get_open_orders, 20, settleCoin="USDT"),
+            pages(http.get_open_orders, 20, **key),
             pages(http.get_executions, 100),
-            [
-                (row["symbol"], row["size"])
-                for row in pages(http.get_positions, 20, settleCoin="USDT")[0]
-            ],
-            http.get_wallet_balance(accountType="UNIFIED")[0]["result"]["list"][0][
-                "totalWalletBalance"
-            ],
+            [(row["symbol"], row["size"], row["avgPrice"], row["leverage"]) for row in held],
+            wallet["totalWalletBalance"],
         )
 
     with serve(tmp_path) as paper:
         http = paper.http()
+        http.set_leverage(category="linear", symbol="AAAUSDT", buyLeverage="1", sellLeverage="1")
         http.place_order(**order(orderLinkId="rests"))
         http.place_order(**taking(qty="3"))
         http.place_order(**order(side="Sell", price="101.0", reduceOnly=True, orderLinkId="exit"))
