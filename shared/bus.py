@@ -176,5 +176,6 @@ class Bus:
         socket = self._context.socket(kind)
         socket.set_hwm(STREAMS[name].high_water_mark)
         socket.setsockopt(zmq.LINGER, 200)
+        socket.setsockopt(zmq.RECONNECT_IVL, 200)  # slots without a worker are tried, too
         socket.setsockopt(zmq.MAXMSGSIZE, msg.MAX_FRAME_BYTES)
         return socket

@@ -24,7 +24,7 @@ from shared.settings import Settings
 
 HISTORY = 400  # minutes of klines before the start
 BATCH_SECONDS = 0.005  # how often the market looks at its clock
-MARK_NS = 5_000_000_000  # how often the market time is written down
+MARK_NS = 1_000_000_000  # how often the market time is written down
 QUEUE_LIMIT = 50_000  # frames a slow client may be behind before it is cut off
 MAX_ARGS_CHARS = 21_000
 READ_LIMIT = 50  # signed reads a second
