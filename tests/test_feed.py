@@ -4,12 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.ingestor.feed import CONFIRM_LATE_NS, Feed
 from services.ingestor.history import ROWS
 from shared.messages import History, Kline
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 NS = 1_000_000_000
 MINUTE_MS = 60_000
@@ -114,7 +120,7 @@ ACTIONS += ["answer", "answer", "fail"]
 stories = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 9)), max_size=80)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(stories)
 def test_every_bar_is_said_once_and_in_order_whatever_is_lost_repeated_or_late(story):
     world = World()
@@ -127,7 +133,7 @@ def test_every_bar_is_said_once_and_in_order_whatever_is_lost_repeated_or_late(s
     assert (start_ms, bars) == (START_MS, [list(row[2:7]) for row in world.confirmed])
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, **ANY_SPEED)
 @given(stories)
 def test_no_price_is_older_than_one_that_was_said_before(story):
     world = World()

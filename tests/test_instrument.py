@@ -4,11 +4,17 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared.instrument import decimal_of, entry_qty, opposite, round_price, round_qty, sign
 from shared.messages import Instrument
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 STEPS = [Decimal(text) for text in ("1E-7", "0.0001", "0.005", "0.01", "0.5", "1", "5", "1000")]
 
@@ -23,7 +29,7 @@ def instrument(tick="0.01", step="0.1", least="0.1", most="1000", notional="5"):
     return Instrument("XUSDT", *numbers, "Trading", 480)
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(amounts, steps, sides)
 def test_a_price_is_on_the_grid_on_the_passive_side_less_than_a_tick_away(price, tick, side):
     rounded = round_price(price, side, instrument(tick=tick))
@@ -33,7 +39,7 @@ def test_a_price_is_on_the_grid_on_the_passive_side_less_than_a_tick_away(price,
     assert round_price(rounded, side, instrument(tick=tick)) == rounded
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(amounts, steps)
 def test_a_quantity_is_rounded_down_to_a_step_less_than_one_away(qty, step):
     rounded = round_qty(qty, instrument(step=step))
@@ -56,7 +62,7 @@ def test_prices_as_a_person_would_round_them(price, side, tick, rounded):
     assert round_price(Decimal(price), side, instrument(tick=tick)) == Decimal(rounded)
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(
     *(sizes, st.decimals(min_value="0.001", max_value="100", places=6), st.sampled_from(STEPS[:6])),
     *(st.integers(1, 100), st.integers(1, 10**7)),

@@ -365,6 +365,7 @@ def test_points_come_in_time_order_each_symbol_once_a_second() -> None:
     assert len(points) == 3 * POINTS * 3
     assert Counter((p.which, p.ts_ms // POINT_MS) for p in points).most_common(1)[0][1] == 1
     first = [p for p in points if p.which == 1][:POINTS]
+    assert [p.ts_ms for p in first] == [START + 1000 * n + 333 for n in range(POINTS)]  # 1000 / 3
     assert [p.ticks for p in first] == tape.minutes[0].path[:, 1].tolist()
     assert sum(p.volume for p in first) == pytest.approx(tape.minutes[0].volume[1])
 
@@ -444,6 +445,13 @@ def test_rest_shows_the_open_bar_first_and_a_closed_one_once() -> None:
     assert bars[0] == [str(newest[name]) for name in names]
     play(ticker, START + 2 * MINUTE_MS - 1)  # it closes, nothing is traded yet in the next
     assert [int(b[0]) for b in ticker.bars(0, 0, 2**62, 200)] == [START + MINUTE_MS, START]
+
+
+def test_a_bar_that_has_just_closed_is_shown_once() -> None:
+    ticker = ticker_of(Tape(3))
+    shown = [ticker.bars(0, 0, 2**62, 9) for point in ticker.run(END) if point is None]
+    assert [len(bars) for bars in shown] == [1, 2, 3]
+    assert [bars[-1] for bars in shown] == [shown[0][0]] * 3  # and it never changes
 
 
 def test_rest_takes_a_span_and_a_limit() -> None:

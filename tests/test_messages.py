@@ -10,11 +10,17 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shared import messages as msg
 from shared.bus import STREAMS
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 CARRIED = sorted({kind for s in STREAMS.values() for kind in s.carries}, key=lambda k: k.__name__)
 LAST_MINUTE_MS = 0xFFF_FFFF * 60_000  # the last bar whose number has 7 hex digits: the year 2480
@@ -25,7 +31,7 @@ sides = st.sampled_from(["Buy", "Sell"])
 bars_ms = st.integers(0, LAST_MINUTE_MS // 60_000).map(lambda minute: minute * 60_000)
 
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
-    str: st.text(max_size=12),
+    str: st.text(max_size=8),
     int: st.integers(-(2**63), 2**64 - 1),
     float: st.floats(allow_nan=False),
     bool: st.booleans(),
@@ -41,7 +47,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     if hint in LEAVES:
         return LEAVES[hint]
     if get_origin(hint) is tuple:
-        return st.lists(values(get_args(hint)[0]), max_size=3).map(tuple)
+        return st.lists(values(get_args(hint)[0]), max_size=2).map(tuple)
     return st.builds(hint, *(values(inner) for inner in get_type_hints(hint).values()))
 
 
@@ -68,7 +74,7 @@ POSITION = msg.Position("XUSDT", ("ledger", 4), (LOT, LOT), (ORDER,), Decimal("-
 
 @pytest.mark.parametrize("kind", CARRIED, ids=lambda kind: kind.__name__)
 def test_a_message_reads_back_as_it_was_written(kind):
-    @settings(max_examples=40, derandomize=True, deadline=None)
+    @settings(max_examples=25, **ANY_SPEED)
     @given(values(kind))
     def check(message):
         assert repr(msg.decode(msg.encode(message))) == repr(message)  # types and 1.0 vs 1.00, too
@@ -88,7 +94,7 @@ def test_a_position_reads_back_with_its_lots_and_orders():
 
 @pytest.mark.parametrize("kind", CARRIED, ids=lambda kind: kind.__name__)
 def test_fields_of_a_newer_version_are_ignored(kind):
-    @settings(max_examples=5, derandomize=True, deadline=None)
+    @settings(max_examples=5, **ANY_SPEED)
     @given(values(kind))
     def check(message):
         assert msg.decode(frame(kind.__name__, *message, "new", [1, 2])) == message
@@ -144,7 +150,7 @@ def test_a_frame_over_the_bound_is_malformed():
         msg.decode(frame("History", "X", 0, bytes(msg.MAX_FRAME_BYTES)))
 
 
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(st.binary(max_size=200))
 @example(b"\x81\xa1a\x01")
 def test_no_bytes_raise_anything_but_malformed(data):
@@ -152,7 +158,7 @@ def test_no_bytes_raise_anything_but_malformed(data):
     is_read_or_malformed(msg.VERSION + data)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=40, **ANY_SPEED)
 @given(st.data(), st.sampled_from(CARRIED))
 def test_no_fields_raise_anything_but_malformed(data, kind):
     """Right kind and number of fields, any contents."""
@@ -163,7 +169,7 @@ def test_no_fields_raise_anything_but_malformed(data, kind):
     is_read_or_malformed(frame(kind.__name__, *fields))
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(st.integers(1, len(msg.encode(POSITION)) - 1), st.integers(0, 255))
 def test_no_damaged_byte_raises_anything_but_malformed(at, byte):
     good = msg.encode(POSITION)
@@ -187,7 +193,7 @@ def test_a_topic_without_a_symbol_is_the_kind_and_that_of_health_its_process():
     assert msg.topic(health._replace(slot=31)) != msg.topic(health._replace(slot=3))
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=100, **ANY_SPEED)
 @given(symbols, sides, bars_ms, st.integers(0, 999))
 def test_ids_are_inverse_and_short_enough(symbol, side, bar_ms, number):
     """19 + len("dm-") + len("-fffffff") + len("-B") = 32, and Bybit takes 36: three digits of x."""
@@ -204,7 +210,7 @@ def test_the_longest_symbol_of_today_fits():
     assert len(msg.exit_id(entry, 999)) == 36
 
 
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=50, **ANY_SPEED)
 @given(symbols, symbols, sides, sides, bars_ms, bars_ms)
 def test_two_ids_are_equal_only_for_one_symbol_side_and_bar(a, b, side_a, side_b, bar_a, bar_b):
     same = (a, side_a, bar_a) == (b, side_b, bar_b)

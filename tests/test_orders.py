@@ -8,13 +8,19 @@ from collections import deque
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.router.budget import SECOND_NS, Budget
 from services.router.orders import Rules, Wanted, desired, steps
 from shared import messages as msg
 from shared.instrument import opposite
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 D = Decimal
 NAME = "XUSDT"
@@ -366,7 +372,7 @@ def applied(at, found):
     return at._replace(orders=tuple(orders.values()))
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(situations())
 def test_no_order_ever_crosses_zero(situation):
     """An entry is never opposite to a lot; exits together sell no more than there is to sell."""
@@ -381,7 +387,7 @@ def test_no_order_ever_crosses_zero(situation):
         assert out.qty - (a_lot.sold - a_lot.sold_before) == a_lot.bought - a_lot.sold
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(situations())
 def test_there_is_one_entry_and_every_order_is_on_the_grid(situation):
     at, q, _, last = situation
@@ -396,7 +402,7 @@ def test_there_is_one_entry_and_every_order_is_on_the_grid(situation):
         assert q is not None
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(situations())
 def test_what_was_done_need_not_be_done_again(situation):
     """Two rounds at most: a cancelled entry makes room for one of the other side."""
@@ -449,7 +455,7 @@ def test_a_limit_is_learned_and_silence_teaches_nothing():
     assert taken(budget, 40, 0, action="amend") == 8
 
 
-@settings(max_examples=80, derandomize=True, deadline=None)
+@settings(max_examples=80, **ANY_SPEED)
 @given(
     st.integers(2, 60),
     st.lists(st.tuples(st.integers(0, 400_000_000), st.booleans(), st.integers(1, 12))),

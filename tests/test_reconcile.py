@@ -8,7 +8,7 @@ from services.keeper.reconcile import OVERLAP_MS, ROUND, Reconcile
 from shared import messages as msg
 
 RECV_WINDOW_MS = 2_000
-SETTLED_NS = 5_000_000_000  # recv_window 2 s + 3 s of margin: no later can the order arrive
+SETTLED_NS = 6_000_000_000  # sent within 1 s + recv_window 2 s + margin 3 s
 NAME = "dm-AAAUSDT-64-B"
 HELD = {"AAAUSDT": Decimal(3)}
 

@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.worker.ring import COLUMNS, ROWS, Ring
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 MINUTE_MS = 60_000
 START_MS = 1_700_000_040_000  # a full minute
@@ -30,7 +36,7 @@ def rows(ring: Ring, length: int) -> list[tuple[float, ...]]:
     return [tuple(row) for row in ring.window(length).tolist()]
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, **ANY_SPEED)
 @given(st.integers(1, 2 * ROWS), st.integers(0, 3 * ROWS), st.data())
 def test_a_window_is_the_last_rows_after_any_number_of_appends(at_first, appended, data):
     ring = loaded(at_first)
@@ -43,7 +49,7 @@ def test_a_window_is_the_last_rows_after_any_number_of_appends(at_first, appende
         assert rows(ring, length) == every[-length:]
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, **ANY_SPEED)
 @given(st.integers(1, ROWS), st.lists(st.sampled_from([-60_000, -1, 0, 0, 0, 1, 60_000])))
 def test_only_the_next_bar_enters(at_first, offsets):
     """Offsets in ms from the bar that must come next: anything but 0 changes nothing."""

@@ -365,9 +365,10 @@ def test_an_answer_after_the_deadline_is_said_and_changes_nothing():
     second = only(router.handle(kline(96.0, ts_ms=1_000 + REPRICE_MS), late))
     (news,) = answered(router, first, late, "refused")
     assert (news.command, news.outcome) == (first.command, "refused")
-    router.handle(position(2, orders=[order(price="93")]), late)  # the second one came through
     assert second.price == D(93)
-    assert router.tick(late) == []
+    assert router.handle(position(2, orders=[order(price="93")]), late) == []  # it came through
+    router.handle(kline(96.0, ts_ms=1_000 + 2 * REPRICE_MS), late)
+    assert commands(router.handle(quote(price=92.0, ts_ms=3), late))  # and the order is not paused
 
 
 def test_an_accepted_command_that_shows_no_effect_is_looked_at_again():
@@ -559,6 +560,63 @@ def test_grants_that_come_late_and_all_at_once_do_not_send_more_either():
             asks += of(msg.Ask, router.handle(quote(symbol=name), now_ns))
     said = [m for ask in asks for m in router.handle(msg.Grant(ask.order_link_id, True), T0 + NS)]
     assert 5 <= len(commands(said)) <= 8
+
+
+@pytest.fixture
+def waiting():
+    """A router whose granted entry waits: 60 exits use the budget for 60 / 8 = 7.5 seconds."""
+    held = names(60, "H")
+    lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
+    router = trading(*lots, symbols=[NAME, *held])
+    shown(router, router.tick(T0))
+    asked(router, quote())
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []
+    return router
+
+
+def shown(router, said):
+    """The keeper shows every exit that was created."""
+    for request in of(msg.OrderRequest, said):
+        if request.reduce_only and not request.outcome:
+            rests = order(request.order_link_id, "Sell", "101.28", "2", symbol=request.symbol)
+            now = position(1, [lot(symbol=request.symbol)], [rests], request.symbol)
+            router.handle(now, request.decided_ns)
+
+
+def sent_in(router, seconds, name="RUN", ledger="ledger", zone="ARM"):
+    """When the entry was created, in so many seconds of this mode, ledger and zone."""
+    held, found = names(60, "H"), []
+    for turn in range(int(seconds * NS / RETRY_NS)):
+        now_ns = T0 + turn * RETRY_NS
+        said = router.handle(mode(2, *held, name=name, ledger=ledger), now_ns)
+        said += router.handle(quote(zone, ts_ms=2 + turn), now_ns)
+        said += router.handle(kline(96.0, ts_ms=2_000 + turn), now_ns)
+        said += router.tick(now_ns) if now_ns % NS == 0 else []
+        shown(router, said)
+        found += [now_ns for c in commands(said) if c[:2] == ("create", ENTRY_ID)]
+    return found
+
+
+def test_a_grant_that_is_said_twice_is_sent_once(waiting):
+    assert waiting.handle(msg.Grant(ENTRY_ID, True), T0) == []
+    assert len(sent_in(waiting, 12)) <= 1
+
+
+def test_a_grant_that_waited_too_long_is_not_sent(waiting):
+    """The keeper has looked for the order meanwhile, has not found it, and freed its slot."""
+    assert [at for at in sent_in(waiting, 12) if at > T0 + ANSWER_NS] == []
+
+
+def test_a_grant_that_waits_is_not_sent_when_the_mode_allows_no_entries_any_more(waiting):
+    assert sent_in(waiting, 12, name="CANCEL_ALL") == []
+
+
+def test_a_grant_that_waits_is_not_sent_when_its_quote_is_gone(waiting):
+    assert sent_in(waiting, 12, zone="NONE") == []
+
+
+def test_a_grant_of_another_ledger_is_not_sent(waiting):
+    assert sent_in(waiting, 12, ledger="another") == []
 
 
 def test_exits_that_were_held_back_go_before_entries():

@@ -11,10 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from services.worker.strategy import NO_BANDS, Parameters, bands, distance_pct, nearer, zone
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 P = Parameters()
 CLOSE_ENOUGH = 1e-12  # relative: what the 12 digits of `decimal_of` can show
@@ -69,7 +75,7 @@ def around(centre=125.0, swing=1.0, spread=2.0):
 ROUND = made(around(), P._replace(bb_mult=25.0, bb_dev_mult=1.0))
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(windows())
 @example([[1e-7, 1.1e-7, 0.9e-7, 1e-7, 1.0], [1.01e-7, 1.1e-7, 1e-7, 1.05e-7, 1.0]])
 @example([[1e5 + i * 0.01, 1e5 + 300, 1e5 - 300, 1e5 - i * 0.02, 1.0] for i in range(7)])
@@ -82,7 +88,7 @@ def test_bands_and_volatility_are_those_of_the_formulas(window):
     assert found.take_profit_pct == pytest.approx(0.275 + float(plain.volatility_pct) / 2, rel=1e-9)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, **ANY_SPEED)
 @given(windows(), st.integers(-40, 20))
 def test_a_price_in_another_unit_gives_the_same_bands_in_that_unit(window, exponent):
     """A power of two changes no digit, so equality is exact."""
@@ -146,6 +152,11 @@ def test_zones_around_bands_of_100_and_150(last, side, expected):
     assert (edge.side, zone(edge, last)) == (side, expected)
 
 
+def test_the_band_at_the_smaller_share_of_its_price_is_the_nearer_one():
+    """At 120 both are 20 % away: 20 / 100 and 30 / 150."""
+    assert (nearer(ROUND, 119.99).side, nearer(ROUND, 120.01).side) == ("Buy", "Sell")
+
+
 def test_an_overshoot_below_the_exit_holds_what_rests_beyond_the_band():
     """With 0.2 % of overshoot a buy is kept from -0.5 % to -0.2 %, and created above."""
     found = made(around(), P._replace(bb_mult=25.0, bb_dev_mult=1.0, band_overshoot_pct=0.2))
@@ -153,7 +164,7 @@ def test_an_overshoot_below_the_exit_holds_what_rests_beyond_the_band():
     assert {last: zone(nearer(found, last), last) for last in lasts} == lasts
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100, **ANY_SPEED)
 @given(windows(), st.floats(-2, 2), st.booleans())
 def test_side_zone_and_distance_are_those_of_the_exact_distances(window, away_pct, at_lower):
     found = made(window)

@@ -9,12 +9,18 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.worker.actor import STALE_NS, UNIVERSE_NS, Worker
 from shared import messages as msg
 from shared.settings import Settings
+
+ANY_SPEED = {
+    "derandomize": True,
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow],
+}
 
 NS = 1_000_000_000
 MINUTE_MS = 60_000
@@ -282,7 +288,7 @@ def test_a_history_does_not_wake_a_stale_symbol(warm):
 # A quote is a function of the closed bars and the last price.
 
 
-@settings(max_examples=50, derandomize=True, deadline=None)
+@settings(max_examples=50, **ANY_SPEED)
 @given(
     *(st.integers(0, 15), st.integers(0, 15)),
     st.lists(st.tuples(st.integers(0, 30), st.floats(90, 110)), max_size=15),

@@ -73,7 +73,7 @@ class Ingestor(Actor):
         return list(self._feed.fill(fetched.ask.symbol, fetched.rows))
 
     def _universe(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
-        if fetched.error:
+        if fetched.error or not fetched.rows:  # an exchange without symbols is an error, too
             self.counters["fetch_errors"] += 1
             self._refreshed_ns = now_ns - (0 if self._instruments else REFRESH_NS)
             return []

@@ -9,7 +9,8 @@ from shared.messages import Fetch, Fetched, Holding, Order, OrderUpdate
 ROUND = ("orders", "executions", "positions", "wallet")
 OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
 NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
-MARGIN_NS = 3_000_000_000  # ... and only this long after recv_window has closed the door for it
+SEND_NS = 1_000_000_000  # ... and only this long after its grant: the router sends within SEND_NS,
+MARGIN_NS = 3_000_000_000  # the exchange takes it within recv_window, and a margin
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
 SEEN_TWICE = 2  # one difference may be a push on its way
 
@@ -22,7 +23,7 @@ class Reconcile:
     """
 
     def __init__(self, recv_window_ms: int) -> None:
-        self._settle_ns = recv_window_ms * 1_000_000 + MARGIN_NS
+        self._settle_ns = SEND_NS + recv_window_ms * 1_000_000 + MARGIN_NS
         self._open: set[Fetch] = set()
         self._number = 0
         self._differing: Counter[tuple[str, Decimal, Decimal]] = Counter()

@@ -12,6 +12,7 @@ from shared.instrument import decimal_of, entry_qty
 from shared.settings import Settings, WrongSetting
 
 ANSWER_NS = 3_000_000_000  # a command without an answer is unknown, the next may go
+SEND_NS = 1_000_000_000  # from the ask to the create at most: the keeper's settling counts on it
 ECHO_NS = 2_000_000_000  # an accepted command the keeper does not confirm is looked at again
 ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground for an entry
 REPRICE_MS = 2_000  # market time between two price amends of one order
@@ -132,6 +133,7 @@ class Router(Actor):
         """What the Mode does not list is empty as of its version. Another ledger starts over."""
         if self._mode and mode.version[0] != self._mode.version[0]:
             self._mode, self._positions, self._tracks = None, {}, {}
+            self._granted_asks.clear()
             return [msg.LedgerAsk()]
         if self._mode is None or _older(mode.version, self._mode.version):
             return []
@@ -171,14 +173,29 @@ class Router(Actor):
         return self._send_granted(now_ns)
 
     def _send_granted(self, now_ns: int) -> list[msg.Message]:
-        """Creates of granted entries, as many as the budget has room for."""
+        """Creates of granted entries, as many as the budget has room for. What is not wanted any
+        more, or has waited so long that the keeper may settle it as never sent, is refused."""
         sent: list[msg.Message] = []
-        while self._granted_asks and self._budget.take("create", now_ns, entry=True):
-            ask = self._granted_asks.popleft()
+        while self._granted_asks:
+            ask = self._granted_asks[0]
+            wanted = self._still_wanted(ask, now_ns)
+            if wanted and not self._budget.take("create", now_ns, entry=True):
+                break
+            self._granted_asks.popleft()
             terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
             track = self._tracks.setdefault(ask.order_link_id, Track())
-            sent.append(self._command_of(track, ask.order_link_id, "create", *terms, now_ns))
+            request = self._command_of(track, ask.order_link_id, "create", *terms, now_ns)
+            if not wanted:
+                track.request = None
+                request = request._replace(outcome="refused", reason="no longer wanted: not sent")
+            sent.append(request)
         return sent
+
+    def _still_wanted(self, ask: msg.Ask, now_ns: int) -> bool:
+        quote, heard_ns = self._quotes.get(ask.symbol, (None, 0))
+        fresh = now_ns - ask.decided_ns <= SEND_NS and now_ns - heard_ns <= self._ttl_ns
+        same = quote is not None and (quote.side, quote.zone != "NONE") == (ask.side, True)
+        return fresh and same and self._mode_name() == msg.RUN
 
     def _answered(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
         """What came of a command. The exchange's truth comes through Position all the same."""
