@@ -117,11 +117,11 @@ class Keeper(Actor):
         self._store.close()
         return []
 
-    def _keep(self, change: Change, recv_ns: int = 0) -> list[msg.Message]:
+    def _keep(self, change: Change, recv_ns: int = 0, durable: bool = False) -> list[msg.Message]:
         """On disk first, then said. Nothing changed: nothing said."""
         if not change.symbol:
             return []
-        self._store.write(change, self._ledger.row)
+        self._store.write(change, self._ledger.row, durable)
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
@@ -133,7 +133,7 @@ class Keeper(Actor):
             self._store.outcome(ask.order_link_id, reason, ask.symbol, ask.side, ask.bar_start_ms)
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
-        said = self._keep(change)
+        said = self._keep(change, durable=True)
         self._granted_ns[ask.order_link_id] = now_ns
         self.counters["grants"] += 1
         return [msg.Grant(ask.order_link_id, True), *said]

@@ -1,7 +1,7 @@
 """store: the ledger on disk, one SQLite file. The only file that speaks SQL.
 
-WAL with `synchronous = FULL`: what is committed survives a power cut. Each table's columns are the
-fields of the message it holds, so a person reads with SQL what the processes say to each other.
+WAL; intents are synced, facts follow with the next of them. Each table's columns are the fields of
+the message it holds, so a person reads with SQL what the processes say to each other.
 """
 
 import sqlite3
@@ -39,15 +39,19 @@ class Store:
     def __init__(self, path: Path | str, account: str, new_id: str) -> None:
         self._db = sqlite3.connect(path, isolation_level=None)
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
         self._migrate(account, new_id)
         found = self._value("account")
         if found != account:
             raise WrongSetting(f"{path}: is the ledger of {found}, not of {account}")
         self.ledger_id = self._value("ledger_id")
 
-    def write(self, change: Change, row: int) -> None:
-        """All rows of one change and the row number, or none of them. Durable on return."""
+    def write(self, change: Change, row: int, durable: bool = False) -> None:
+        """All rows of one change and the row number, or none of them.
+
+        On return a killed process loses nothing. `durable`: nor does a power cut. An intent must be
+        durable before its order leaves; a fact that was lost is asked for again.
+        """
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         with _Transaction(self._db):
             for order, is_open in change.orders:
                 self._put("orders", (*order, is_open))
