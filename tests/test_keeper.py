@@ -289,7 +289,7 @@ def test_anything_but_a_refused_create_keeps_the_slot(action: str, outcome: str)
 
 
 def test_an_order_that_never_arrived_frees_its_slot_after_recv_window_and_margin() -> None:
-    """Sent within 1 s + recv_window 2 s + margin 3 s: until then it may arrive. Not found each s."""
+    """Sent within 1 s + recv_window 2 s + margin 3 s: until then it may arrive."""
     desk = Desk().run().granted()
     for _ in range(6):
         desk.tick(1)

@@ -163,7 +163,7 @@ def test_no_bytes_raise_anything_but_malformed(data):
 def test_no_fields_raise_anything_but_malformed(data, kind):
     """Right kind and number of fields, any contents."""
     leaf = st.one_of(st.none(), *LEAVES.values())
-    field = st.recursive(leaf, lambda inner: st.lists(inner, max_size=14), max_leaves=20)
+    field = st.recursive(leaf, lambda inner: st.lists(inner, max_size=14), max_leaves=6)
     count = len(kind._fields)
     fields = data.draw(st.lists(field, min_size=count, max_size=count))
     is_read_or_malformed(frame(kind.__name__, *fields))

@@ -790,6 +790,14 @@ def test_the_door_of_the_bot_hears_the_market(tmp_path: Path) -> None:
         assert closed == set(SYMBOLS)
 
 
+def confirmed(socket: StreamSocket | TradeSocket, answers: int) -> None:
+    """Wait for the answers to auth and subscribe, which the socket only counts."""
+    deadline = time.monotonic() + SECONDS
+    while socket.confirmed < answers and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert (socket.confirmed, socket.lost) == (answers, "")
+
+
 def test_the_sockets_of_the_bot_connect_and_authenticate(paper: Served) -> None:
     heard: queue.Queue[Any] = queue.Queue()
     keys = {"api_key": PAPER_KEY, "api_secret": PAPER_SECRET, "private_auth_expire": 10}
@@ -798,6 +806,8 @@ def test_the_sockets_of_the_bot_connect_and_authenticate(paper: Served) -> None:
     trade = TradeSocket(paper.stream, heard.put, **rest, **keys)
     try:
         private.send({"op": "subscribe", "req_id": "s", "args": ["order"]})
+        confirmed(private, 2)  # auth and subscribe
+        confirmed(trade, 1)
         trade.send(trade_op("order.create", **order(orderLinkId="mine")))
         frames = [heard.get(timeout=SECONDS) for _ in range(2)]
         ack = next(frame for frame in frames if "op" in frame)

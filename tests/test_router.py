@@ -562,15 +562,17 @@ def test_grants_that_come_late_and_all_at_once_do_not_send_more_either():
     assert 5 <= len(commands(said)) <= 8
 
 
-@pytest.fixture
-def waiting():
-    """A router whose granted entry waits: 60 exits use the budget for 60 / 8 = 7.5 seconds."""
-    held = names(60, "H")
+HALF = T0 + NS // 2
+
+
+def waiting_behind(exits):
+    """A router whose entry was granted at HALF, and waits for so many exits: 8 leave in a second."""
+    held = names(exits, "H")
     lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
     router = trading(*lots, symbols=[NAME, *held])
     shown(router, router.tick(T0))
-    asked(router, quote())
-    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []
+    asked(router, quote(), HALF)
+    assert router.handle(msg.Grant(ENTRY_ID, True), HALF) == []
     return router
 
 
@@ -583,40 +585,64 @@ def shown(router, said):
             router.handle(now, request.decided_ns)
 
 
-def sent_in(router, seconds, name="RUN", ledger="ledger", zone="ARM"):
-    """When the entry was created, in so many seconds of this mode, ledger and zone."""
-    held, found = names(60, "H"), []
-    for turn in range(int(seconds * NS / RETRY_NS)):
-        now_ns = T0 + turn * RETRY_NS
-        said = router.handle(mode(2, *held, name=name, ledger=ledger), now_ns)
+def sent_after_waiting(exits, seconds=3, name="RUN", ledger="ledger", zone="ARM", grants=0):
+    """When the entry was created, if things are so from HALF on."""
+    router, sent = waiting_behind(exits), []
+    for _ in range(grants):
+        router.handle(msg.Grant(ENTRY_ID, True), HALF)
+    for turn in range(seconds * NS // RETRY_NS):
+        now_ns = HALF + turn * RETRY_NS
+        said = router.handle(mode(2, *names(exits, "H"), name=name, ledger=ledger), now_ns)
         said += router.handle(quote(zone, ts_ms=2 + turn), now_ns)
-        said += router.handle(kline(96.0, ts_ms=2_000 + turn), now_ns)
         said += router.tick(now_ns) if now_ns % NS == 0 else []
         shown(router, said)
-        found += [now_ns for c in commands(said) if c[:2] == ("create", ENTRY_ID)]
-    return found
+        sent += [now_ns for c in commands(said) if c[:2] == ("create", ENTRY_ID)]
+    return sent
 
 
-def test_a_grant_that_is_said_twice_is_sent_once(waiting):
-    assert waiting.handle(msg.Grant(ENTRY_ID, True), T0) == []
-    assert len(sent_in(waiting, 12)) <= 1
+def test_a_grant_that_waits_is_sent_when_there_is_room():
+    assert sent_after_waiting(8) == [T0 + NS]
 
 
-def test_a_grant_that_waited_too_long_is_not_sent(waiting):
-    """The keeper has looked for the order meanwhile, has not found it, and freed its slot."""
-    assert [at for at in sent_in(waiting, 12) if at > T0 + ANSWER_NS] == []
+def test_a_grant_that_is_said_twice_is_sent_once():
+    assert sent_after_waiting(8, grants=1) == [T0 + NS]
 
 
-def test_a_grant_that_waits_is_not_sent_when_the_mode_allows_no_entries_any_more(waiting):
-    assert sent_in(waiting, 12, name="CANCEL_ALL") == []
+def test_a_grant_that_waited_too_long_is_not_sent():
+    """60 / 8 = 7.5 seconds: the keeper has looked for the order meanwhile and freed its slot."""
+    assert [at for at in sent_after_waiting(60, seconds=12) if at > HALF + ANSWER_NS] == []
 
 
-def test_a_grant_that_waits_is_not_sent_when_its_quote_is_gone(waiting):
-    assert sent_in(waiting, 12, zone="NONE") == []
+@pytest.mark.parametrize("name", ["NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN"])
+def test_a_grant_that_waits_is_not_sent_in_a_mode_without_new_entries(name):
+    assert sent_after_waiting(8, name=name) == []
 
 
-def test_a_grant_of_another_ledger_is_not_sent(waiting):
-    assert sent_in(waiting, 12, ledger="another") == []
+def test_a_grant_that_waits_is_not_sent_when_its_quote_is_gone():
+    assert sent_after_waiting(8, zone="NONE") == []
+
+
+def test_a_grant_of_another_ledger_is_not_sent():
+    assert sent_after_waiting(8, ledger="another") == []
+
+
+def test_exits_are_amended_before_entries():
+    """12 of each want another price; which go first at T0 is chance, but not who waits longer."""
+    held, armed, sent = names(12, "H"), names(12, "A"), []
+    at = [position(1, [lot(symbol=n)], [order(f"dm-{n}-1ab3f01-Bx0", "Sell", "105", "2", symbol=n)], n)
+          for n in held]  # fmt: skip
+    at += [position(1, [], [order(f"dm-{n}-1ab3f01-B", symbol=n)], n) for n in armed]
+    router = trading(*at, symbols=[*held, *armed])
+    for turn in range(100):
+        now_ns = T0 + turn * RETRY_NS
+        said = router.handle(mode(2, *held, *armed), now_ns)
+        for name in [*armed, *held]:
+            rest = {"distance": 0.1} if name in armed else {"distance": 3.0, "zone": "NONE"}
+            said += router.handle(quote(symbol=name, price=94.0, ts_ms=turn, **rest), now_ns)
+        sent += [(now_ns, c[1][3]) for c in commands(said) if c[0] == "amend"]
+    waited = [kind for at_ns, kind in sent if at_ns > T0]
+    assert len(sent) == 24
+    assert waited == sorted(waited, reverse=True)
 
 
 def test_exits_that_were_held_back_go_before_entries():

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import orjson
@@ -36,11 +37,12 @@ log = logging.getLogger("paper")
 
 
 class Route(NamedTuple):
-    """One REST endpoint: what answers it, whether it is signed, and its bucket of requests."""
+    """One REST endpoint: what answers it, and its path, which is its bucket of requests."""
 
     answer: Callable[[Params], Row]
-    signed: bool = True
-    bucket: str = ""
+    path: str
+    signed: bool
+    writes: bool
 
 
 class Client:
@@ -303,7 +305,7 @@ class Paper:
         else:
             result, headers = self._call(route, params)
             self._flush()
-        if route.bucket:
+        if route.writes:
             await asyncio.sleep(self._settings.PAPER_ACK_MS / 1000)
         return web.Response(
             body=orjson.dumps(result), content_type="application/json", headers=headers
@@ -311,7 +313,7 @@ class Paper:
 
     def _call(self, route: Route, params: Params) -> tuple[Row, Row]:
         """The envelope of one call and its rate limit headers."""
-        headers = self._count(route.bucket) if route.signed else {}
+        headers = self._count(route) if route.signed else {}
         if headers.get("X-Bapi-Limit-Status") == "-1":
             headers["X-Bapi-Limit-Status"] = "0"
             return _envelope({}, 10006, "Too many visits!"), headers
@@ -320,9 +322,9 @@ class Paper:
         except Refused as refused:
             return _envelope({}, refused.code, refused.text), headers
 
-    def _count(self, bucket: str) -> Row:
-        calls, now = self._calls[bucket], time.monotonic()
-        limit = self._settings.PAPER_RATE_LIMIT if bucket else READ_LIMIT
+    def _count(self, route: Route) -> Row:
+        calls, now = self._calls[route.path], time.monotonic()
+        limit = self._settings.PAPER_RATE_LIMIT if route.writes else READ_LIMIT
         while calls and now - calls[0] >= 1:
             calls.popleft()
         left = limit - len(calls) - 1
@@ -344,7 +346,7 @@ class Paper:
             raise Refused(10003, "API key is invalid.")
         payload = request.rel_url.raw_query_string if request.method == "GET" else body
         origin = f"{stamp}{key}{window}{payload}"
-        if not hmac.compare_digest(self._sign(origin.encode()), sign):
+        if not hmac.compare_digest(self._sign(_bytes(origin)).encode(), _bytes(sign)):
             raise Refused(10004, f"error sign! origin_string[{origin}]")
         if not self._in_window(stamp, window):
             raise Refused(10002, TIME_TEXT)
@@ -364,25 +366,28 @@ class Paper:
 
     def _table(self) -> dict[tuple[str, str], Route]:
         m = self._matching
-        return {
-            ("GET", "/v5/market/time"): Route(self._time, signed=False),
-            ("GET", "/v5/market/instruments-info"): Route(self._instruments, signed=False),
-            ("GET", "/v5/market/kline"): Route(self._klines, signed=False),
-            ("GET", "/v5/market/tickers"): Route(self._tickers, signed=False),
-            ("POST", "/v5/order/create"): Route(self._ordering(m.create), bucket="create"),
-            ("POST", "/v5/order/amend"): Route(self._ordering(m.amend), bucket="amend"),
-            ("POST", "/v5/order/cancel"): Route(self._ordering(m.cancel), bucket="cancel"),
-            ("POST", "/v5/order/cancel-all"): Route(
-                self._ordering(m.cancel_all), bucket="cancel-all"
-            ),
-            ("GET", "/v5/order/realtime"): Route(self._open_orders),
-            ("GET", "/v5/order/history"): Route(self._order_history),
-            ("GET", "/v5/execution/list"): Route(self._executions),
-            ("GET", "/v5/position/list"): Route(self._positions),
-            ("POST", "/v5/position/set-leverage"): Route(self._set_leverage, bucket="leverage"),
-            ("POST", "/v5/position/switch-mode"): Route(self._switch_mode, bucket="switch-mode"),
-            ("GET", "/v5/account/wallet-balance"): Route(self._wallet),
+        reads: dict[str, Callable[[Params], Row]] = {
+            "/v5/market/time": self._time,
+            "/v5/market/instruments-info": self._instruments,
+            "/v5/market/kline": self._klines,
+            "/v5/market/tickers": self._tickers,
+            "/v5/order/realtime": self._open_orders,
+            "/v5/order/history": self._order_history,
+            "/v5/execution/list": self._executions,
+            "/v5/position/list": self._positions,
+            "/v5/account/wallet-balance": self._wallet,
         }
+        writes: dict[str, Callable[[Params], Row]] = {
+            "/v5/order/create": self._ordering(m.create),
+            "/v5/order/amend": self._ordering(m.amend),
+            "/v5/order/cancel": self._ordering(m.cancel),
+            "/v5/order/cancel-all": self._ordering(m.cancel_all),
+            "/v5/position/set-leverage": self._set_leverage,
+            "/v5/position/switch-mode": self._switch_mode,
+        }
+        public = "/v5/market/"
+        table = {("GET", p): Route(f, p, not p.startswith(public), False) for p, f in reads.items()}
+        return table | {("POST", p): Route(f, p, True, True) for p, f in writes.items()}
 
     def _ordering(self, verb: Callable[[Params, int], Row]) -> Callable[[Params], Row]:
         return lambda params: verb(params, self._market_ms())
@@ -467,7 +472,8 @@ class Paper:
             raise Refused(10001, "params error: leverage invalid")
         if wallet.margin_leverage(symbol) == int(buy):
             raise Refused(110043, "leverage not modified")
-        wallet.leverage[symbol] = wallet.margin_leverage(symbol) * 0 + int(buy)
+        wallet.leverage[symbol] = Decimal(buy)
+        self._journal.leverage(symbol, buy)
         return {}
 
     def _switch_mode(self, params: Params) -> Row:
@@ -553,6 +559,11 @@ def _echo(message: Row) -> Row:
 def _reply(message: Row, success: bool, text: str) -> bytes:
     row = {"success": success, "ret_msg": text, "conn_id": "paper", **_echo(message)}
     return orjson.dumps({**row, "op": message.get("op", "")})
+
+
+def _bytes(header: str) -> bytes:
+    """What a client sent in a header, whatever it was."""
+    return header.encode(errors="surrogateescape")
 
 
 def _wall_ms() -> int:

@@ -52,6 +52,8 @@ class Journal:
         for line in self._lines:
             if "balance" in line:
                 matching.restore_wallet(line)
+            elif "leverage" in line:
+                matching.restore_leverage(line["leverage"])
             elif "order" in line:
                 matching.restore_order(line["order"], line.get("number", 0))
             elif "execution" in line:
@@ -82,6 +84,11 @@ class Journal:
             self._file.close()
             self.open(matching, self._origin_ms, market_ms)
             self._bytes = 0
+
+    def leverage(self, symbol: str, leverage: str) -> None:
+        """The leverage of one symbol was set."""
+        line = {"leverage": {symbol: leverage}}
+        self._bytes += self._file.write(orjson.dumps(line) + b"\n")
 
     def mark(self, market_ms: int) -> None:
         """Market time goes on, even when nothing happens."""

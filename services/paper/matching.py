@@ -245,11 +245,15 @@ class Matching:
         """Balance and positions of a snapshot."""
         self.wallet.balance = Decimal(line["balance"])
         self._number = line["number"]
-        self.wallet.leverage = {symbol: Decimal(x) for symbol, x in line["leverage"].items()}
+        self.restore_leverage(line["leverage"])
         for symbol, (size, entry, realised, *stamps) in line["positions"].items():
             self.wallet.positions[symbol] = Holding(
                 Decimal(size), Decimal(entry), Decimal(realised), *stamps
             )
+
+    def restore_leverage(self, leverage: dict[str, str]) -> None:
+        """Leverage of some symbols."""
+        self.wallet.leverage |= {symbol: Decimal(x) for symbol, x in leverage.items()}
 
     def restore_order(self, row: Row, number: int) -> None:
         """One order as it was last said; `number` is 0 for one that is new or known already."""

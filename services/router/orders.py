@@ -154,5 +154,7 @@ def _key(order: msg.Order | Wanted) -> str:
 def _moved(order: msg.Order, want: Wanted, rules: Rules) -> bool:
     if order.kind == msg.EXIT:
         return order.price != want.price
+    if not order.price:
+        return False  # an entry of a lost ledger, not yet described by the exchange
     moved_pct = HUNDRED * abs(want.price - order.price) / order.price
     return moved_pct >= decimal_of(rules.min_reprice_pct)
