@@ -24,7 +24,7 @@ status: $(RUN) ## processes, shards, rates, lots, mode; JSON=1 for machines
 logs: ## follow the logs; SERVICE=router for one of them
 	@tail -n 20 -F $${RUN_DIR:-run}/logs/$(or $(SERVICE),*)*.log
 
-tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=BTCUSDT COUNT=10 JSON=1
+tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=SOLUSDT COUNT=10 JSON=1
 	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)
 
 scale: $(RUN) ## change the number of signal workers while everything runs: make scale N=4

@@ -3,6 +3,7 @@
 Names, units and ranges are documented in `.env.example`; the environment wins over `.env`.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -36,6 +38,7 @@ class Settings(BaseSettings):
         case_sensitive=True,
         frozen=True,
         env_ignore_empty=True,
+        allow_inf_nan=False,
         hide_input_in_errors=True,  # the input may be a secret
     )
 
@@ -173,6 +176,11 @@ def load(**overrides: Any) -> Settings:
         for name in sorted(os.environ)
         if name.startswith(FAMILIES) and name not in known
     ]
+    with contextlib.suppress(FileNotFoundError), Path(".env").open() as file:
+        lines = [row.original for row in parse_stream(file) if row.error]
+        wrong += [
+            f"{row.string.strip()!r}, line {row.line}: not NAME=value (.env)" for row in lines
+        ]
     try:
         settings = Settings(**overrides)
     except ValidationError as error:

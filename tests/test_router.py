@@ -566,7 +566,7 @@ HALF = T0 + NS // 2
 
 
 def waiting_behind(exits):
-    """A router whose entry was granted at HALF, and waits for so many exits: 8 leave in a second."""
+    """A router whose entry was granted at HALF and waits for so many exits, 8 in a second."""
     held = names(exits, "H")
     lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
     router = trading(*lots, symbols=[NAME, *held])
@@ -629,8 +629,8 @@ def test_a_grant_of_another_ledger_is_not_sent():
 def test_exits_are_amended_before_entries():
     """12 of each want another price; which go first at T0 is chance, but not who waits longer."""
     held, armed, sent = names(12, "H"), names(12, "A"), []
-    at = [position(1, [lot(symbol=n)], [order(f"dm-{n}-1ab3f01-Bx0", "Sell", "105", "2", symbol=n)], n)
-          for n in held]  # fmt: skip
+    far = {n: order(f"dm-{n}-1ab3f01-Bx0", "Sell", "105", "2", symbol=n) for n in held}
+    at = [position(1, [lot(symbol=n)], [far[n]], n) for n in held]
     at += [position(1, [], [order(f"dm-{n}-1ab3f01-B", symbol=n)], n) for n in armed]
     router = trading(*at, symbols=[*held, *armed])
     for turn in range(100):

@@ -305,7 +305,11 @@ def _filled(lot: msg.Lot, execution: msg.Execution) -> msg.Lot:
 
 
 def _stale(said: msg.OrderUpdate, known: msg.Order) -> bool:
-    """Older than what is known: less filled, said earlier, or alive after its end."""
-    if known.status in TERMINAL and said.order_status not in TERMINAL:
-        return True
-    return said.cum_exec_qty < known.cum_exec_qty or said.updated_time_ms < known.updated_ms
+    """Older than what is known: less filled, or alive after its end, or alive and said earlier.
+
+    An end is an end whatever its stamp: the exchange's clocks need not agree with each other.
+    """
+    if said.order_status in TERMINAL:
+        return said.cum_exec_qty < known.cum_exec_qty
+    earlier = said.updated_time_ms < known.updated_ms or said.cum_exec_qty < known.cum_exec_qty
+    return earlier or known.status in TERMINAL

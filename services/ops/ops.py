@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from services.ops import look
 from shared import messages as msg
-from shared.bus import MAX_SLOTS, Bus
+from shared.bus import MAX_PATH, MAX_SLOTS, Bus
 from shared.settings import SHARDS_FILE, WRONG_SETTING_EXIT, Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +31,7 @@ UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 LAST_LINES = 15
+STARTED_FILE = "started.json"  # the settings of what runs
 PAPER_FILES = ("paper.jsonl", "state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
@@ -84,6 +86,12 @@ def up(settings: Settings) -> int:
     """Start what does not run; wait until all is healthy, or say what is not."""
     supervisor = Supervisor(settings.RUN_DIR)
     if supervisor.alive():
+        started = json.loads((settings.RUN_DIR / STARTED_FILE).read_text())
+        now = _public(settings)
+        if changed := [name for name in now if started.get(name) != now[name]]:
+            return _fail(
+                f"it runs with other settings: make down first to change {', '.join(changed)}"
+            )
         console.print("already running")
     elif wrong := _preflight(settings):
         return _fail(wrong)
@@ -167,6 +175,8 @@ def scale(settings: Settings, shards: int) -> int:
 
 def mode(settings: Settings, wanted: str) -> int:
     """Ask the keeper for a mode; it is journaled with who asked."""
+    if not Supervisor(settings.RUN_DIR).alive():
+        return _fail("nothing runs: make up")
     bus = Bus(settings.RUN_DIR, asks=("ledger",))
     bus.ask("ledger", msg.Control(wanted, os.environ.get("USER", "operator")), time.monotonic_ns())
     answer = next((message for message, _ in bus.receive(2000)), None)
@@ -194,6 +204,11 @@ def paper_reset(settings: Settings) -> int:
 
 def _preflight(settings: Settings) -> str:
     """What would fail after the start, said before it."""
+    path = (
+        f"{settings.RUN_DIR.absolute() / 'supervisor.sock'}.1234567"  # it binds under a draft name
+    )
+    if len(path.encode()) > MAX_PATH:
+        return f"RUN_DIR: {path} is over {MAX_PATH} bytes, too long for a socket"
     try:
         settings.RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
         (settings.RUN_DIR / "logs").mkdir(mode=0o700, exist_ok=True)
@@ -212,7 +227,15 @@ def _preflight(settings: Settings) -> str:
     return ""
 
 
+def _public(settings: Settings) -> dict[str, Any]:
+    """Every setting that a running pipeline was started with; secrets as their hash."""
+    values = json.loads(settings.model_dump_json(exclude={"BYBIT_API_SECRET"}))
+    secret = hashlib.sha256(settings.api_secret.encode()).hexdigest()
+    return {**values, "BYBIT_API_SECRET": secret}
+
+
 def _start_supervisord(settings: Settings) -> None:
+    (settings.RUN_DIR / STARTED_FILE).write_text(json.dumps(_public(settings)))
     file = settings.RUN_DIR / SHARDS_FILE
     _write_shards(file, {str(i): [i, settings.SHARDS] for i in range(settings.SHARDS)})
     environment = {

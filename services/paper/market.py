@@ -7,6 +7,7 @@ A feed yields one `Minute` after the other: 60 prices of each symbol, in ticks. 
 
 import csv
 import gzip
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -278,7 +279,8 @@ class Replay:
         self.end_ms = min(last, self.start_ms + minutes * MINUTE_MS) if minutes else last
         if not first <= self.start_ms < last or self.start_ms % MINUTE_MS:
             raise BadData(
-                f"PAPER_START: {self.start_ms} is not a minute from {first} to {last} in ms"
+                f"PAPER_START: {_iso(self.start_ms)} is not a minute from {_iso(first)}"
+                f" to {_iso(last)}, which all symbols have"
             )
         self._next_ms = max(first, self.start_ms - history * MINUTE_MS)
 
@@ -292,6 +294,10 @@ class Replay:
         self._next_ms += MINUTE_MS
         bars = np.array([series.bars[row] for series, row in pairs])
         return Minute(at, bar_path(bars), np.array([series.volume[row] for series, row in pairs]))
+
+
+def _iso(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
 
 UNLISTED = {"qty_step": "1", "min_qty": "1", "max_qty": "1000000", "funding_min": "480"}

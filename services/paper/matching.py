@@ -461,7 +461,9 @@ class Matching:
         order.filled += qty
         order.avg_value += qty * price
         order.cum_fee += fee
-        order.updated_ms = now_ms
+        order.updated_ms = now_ms = max(
+            now_ms, order.updated_ms
+        )  # a point may lie before the order
         order.status = "Filled" if order.filled == order.qty else "PartiallyFilled"
         if order.status == "Filled":
             self._open[order.symbol].remove(order)
@@ -525,7 +527,8 @@ class Matching:
     ) -> None:
         if order in self._open[order.symbol]:
             self._open[order.symbol].remove(order)
-        order.status, order.reason, order.updated_ms = status, reason, now_ms
+        order.status, order.reason = status, reason
+        order.updated_ms = max(now_ms, order.updated_ms)
         order.cancel_type = cancel_type
         self._push_order(order)
 

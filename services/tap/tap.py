@@ -97,6 +97,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=0, help="stop after so many messages")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     asked = parser.parse_args()
+    kinds = {kind.__name__ for stream in STREAMS.values() for kind in stream.carries}
+    wanted = asked.topic.rstrip(".").split(".")[0].lower()
+    if not any(kind.lower().startswith(wanted) for kind in kinds):
+        sys.exit(f"tap: no topic begins with {wanted}; there are {', '.join(sorted(kinds))}")
     run_dir = load().RUN_DIR
     if not run_dir.is_dir():
         sys.exit(f"tap: nothing runs here: no folder {run_dir}; start it with: make up")
