@@ -37,10 +37,14 @@ BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connecti
 REST_THREADS = 4
 REST_PAUSE_SECONDS = 0.04  # with four threads 100 reads a second; Bybit bans an IP at 120
 REST_TIMEOUT_SECONDS = 5
+SEND_NS = 1_000_000_000  # a create that waited longer for a thread is not sent: it may be settled
+WINDOW_MS = (
+    6 * 86_400_000
+)  # `startTime` alone means seven days from it; older means: the last seven
 MAX_PAGES = 100  # no list we read is longer
 BAD_FRAME = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 NET_ERRORS = (FailedRequestError, requests.RequestException)
-LOST = (websocket.WebSocketException, OSError)
+LOST = (websocket.WebSocketException, OSError, AttributeError)  # the last: closed while sending
 
 # What the exchange answered, by retCode. What is not listed is unknown, and the keeper finds out.
 DONE = {0, 110025, 110043, 110072}  # 110025, 110043: not modified; 110072: an order has this id
@@ -127,6 +131,11 @@ def instrument_of(row: Any) -> msg.Instrument:
     flat = {"symbolType": "", **row, **row["lotSizeFilter"], **row["priceFilter"]}
     instrument: msg.Instrument = read(msg.Instrument, flat)
     return instrument
+
+
+def ours(row: Any) -> bool:
+    """Is this row of a USDT perpetual? The private topics carry every market of the account."""
+    return row.get("category", "linear") == "linear" and str(row.get("symbol", "")).endswith("USDT")
 
 
 def tradeable(row: Any) -> bool:
@@ -224,10 +233,11 @@ class _Supervisor:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         """Ends the connection and the thread."""
         self._closed.set()
-        self._thread.join(timeout=2)
+        if wait:
+            self._thread.join(timeout=2)
 
     def _run(self) -> None:
         failures = 0
@@ -303,7 +313,7 @@ class Exchange:
 
     def _subscribe(self, topics: Iterable[str]) -> None:
         for supervisor in self._public:
-            supervisor.close()
+            supervisor.close(wait=False)
         self._public = [
             _Supervisor(f"public-{index}", self._build_public, self._post, part, answers=1)
             for index, part in enumerate(parts(topics))
@@ -327,7 +337,8 @@ class Exchange:
 
     def _heard_private(self, frame: Any) -> None:
         for row in frame["data"]:
-            self._post(read(PRIVATE_TOPICS[frame["topic"]], row))
+            if frame["topic"] == "wallet" or ours(row):
+                self._post(read(PRIVATE_TOPICS[frame["topic"]], row))
 
     def _heard_trade(self, frame: Any) -> None:
         if request := self._sent.pop(frame["reqId"], None):
@@ -351,6 +362,11 @@ class Exchange:
         return True
 
     def _send_by_rest(self, request: msg.OrderRequest) -> None:
+        opens = request.action == "create" and not request.reduce_only
+        if opens and time.monotonic_ns() - request.decided_ns > SEND_NS:
+            late = answered(request, 0, "", None)._replace(outcome="refused")
+            self._post(late._replace(reason="waited too long: not sent"))
+            return
         try:
             verb = getattr(self._http, f"{request.action.replace('create', 'place')}_order")
             body, _, headers = verb(**params_of(request))
@@ -400,8 +416,10 @@ class Exchange:
         raise ValueError(f"{verb}: more than {MAX_PAGES} pages")
 
     def _fetch_instruments(self, _: msg.Fetch) -> Iterable[Any]:
-        rows = self._rows("get_instruments_info", limit=1000)
-        return [instrument_of(row) for row in rows if tradeable(row)]
+        """Every USDT perpetual; what may not be opened has another status than Trading."""
+        rows = [row for row in self._rows("get_instruments_info", limit=1000) if ours(row)]
+        found = [(instrument_of(row), tradeable(row)) for row in rows]
+        return [i if opens else i._replace(status="NotTradeable") for i, opens in found]
 
     def _fetch_klines(self, ask: msg.Fetch) -> Iterable[Any]:
         """Closed bars, oldest first; the newest row may be open and is left out."""
@@ -422,10 +440,10 @@ class Exchange:
         return [read(msg.OrderUpdate, row) for row in rows]
 
     def _fetch_executions(self, ask: msg.Fetch) -> Iterable[Any]:
-        since = {"startTime": ask.start_ms} if ask.start_ms else {}
-        return [
-            read(msg.Execution, row) for row in self._rows("get_executions", limit=100, **since)
-        ]
+        recent = time.time() * 1000 - ask.start_ms < WINDOW_MS
+        since = {"startTime": ask.start_ms} if recent else {}
+        rows = self._rows("get_executions", limit=100, **since)
+        return [read(msg.Execution, row) for row in rows if ours(row)]
 
     def _fetch_positions(self, _: msg.Fetch) -> Iterable[Any]:
         rows = self._rows("get_positions", settleCoin="USDT", limit=200)

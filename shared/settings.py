@@ -21,6 +21,7 @@ PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
 WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
 FAMILIES = ("BAND_", "BB_", "BYBIT_", "DCA_", "PAPER_", "QUOTE_")  # a typo in these is an error
 Part = TypeVar("Part", bound=NamedTuple)
 
@@ -118,8 +119,9 @@ class Settings(BaseSettings):
         hosts = {urlsplit(url).hostname for url in (self.BYBIT_REST_URL, self.BYBIT_STREAM_URL)}
         if self.BYBIT_ENV == "paper" and not hosts <= {None, *LOOPBACK}:
             raise ValueError("BYBIT_REST_URL, BYBIT_STREAM_URL: BYBIT_ENV=paper stays on loopback")
-        if self.BYBIT_ENV == "mainnet" and self.CONFIRM_LIVE != "yes":
-            raise ValueError("CONFIRM_LIVE: must be yes to trade real money with BYBIT_ENV=mainnet")
+        live = self.BYBIT_ENV == "mainnet" or hosts & LIVE_HOSTS
+        if live and self.CONFIRM_LIVE != "yes":
+            raise ValueError("CONFIRM_LIVE: must be yes to trade real money on mainnet")
         if self.BYBIT_ENV == "paper" and self.INTERVAL != "1":
             raise ValueError(
                 f"INTERVAL: the paper exchange has 1-minute klines, got {self.INTERVAL}"

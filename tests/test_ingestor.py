@@ -85,7 +85,8 @@ def test_only_what_the_settings_want_is_in_the_universe(numbers, left):
     names = ("AUSDT", "BUSDT", "NEWUSDT", "TSLAUSDT")
     ingestor, _ = started(*(instrument(n, kind=types.get(n, "")) for n in names), **numbers)
     (answer,) = ingestor.answer(msg.InstrumentsAsk(), 0)
-    assert [row.symbol for row in answer.instruments] == left
+    assert [row.symbol for row in answer.instruments if row.status == "Trading"] == left
+    assert {row.symbol for row in answer.instruments} == set(names), "the router sees all grids"
 
 
 def test_a_symbol_that_is_not_traded_is_a_wrong_setting():

@@ -107,6 +107,10 @@ class Plain:
         first = max(self.start_ms - HISTORY * MINUTE_MS, self.feed._next_ms)
         row = (first - self.series.start_ms) // MINUTE_MS
         for at_ms in range(first, self.end_ms, MINUTE_MS):
+            if at_ms == self.start_ms:
+                self.last = self.exchange_last = int(self.series.bars[row - 1][3]) * self.tick
+                self.market_ms = at_ms
+                self.requote(at_ms)
             bar = [int(x) for x in self.series.bars[row]]
             volume = Decimal(int(self.series.volume[row] / 60 / float(self.step))) * self.step
             if at_ms >= self.start_ms:
@@ -160,8 +164,7 @@ class Plain:
         if old:
             self.converge(old, bar_ms)
         self.requote(bar_ms)
-        if ts_ms >= self.start_ms + 1000:
-            self.converge(self.quote, bar_ms)
+        self.converge(self.quote, bar_ms)
 
     def match(self, ts_ms, price, volume):
         orders = ([self.entry] if self.entry else []) + self.exits

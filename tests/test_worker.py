@@ -119,12 +119,15 @@ def test_without_history_a_price_is_no_quote_and_says_why(worker):
 
 def test_fewer_bars_than_the_band_needs_are_a_warmup(worker):
     worker.handle(history(1), NS)  # two bars of three
-    assert gates(worker.handle(forming(2, 95.6), NS)) == [("NONE", "warmup")]
+    assert gates(worker.tick(NS)) == [("NONE", "warmup")]
     assert gates(worker.handle(closed(2), NS)) == [("NONE", "")]  # 101 is far from both bands
 
 
 def test_with_history_the_quote_is_that_of_the_strategy(worker):
-    assert worker.handle(history(9), NS) == []  # no price yet
+    (last,) = worker.handle(
+        history(9), NS
+    )  # the close of the last bar is the price, until one comes
+    assert last.last == closed(9).close
     (quote,) = worker.handle(forming(10, 95.6), NS)
     assert (quote.side, quote.zone, quote.gate) == ("Buy", "ARM", "")  # 0.1 / 95.5 = 0.105 %
     assert (quote.lower, quote.upper, quote.last) == (95.5, 104.5, 95.6)

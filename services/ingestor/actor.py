@@ -26,6 +26,7 @@ class Ingestor(Actor):
         self._types = settings.names("SYMBOL_TYPES")
         self._topic = f"kline.{settings.INTERVAL}."
         self._instruments: dict[str, msg.Instrument] = {}
+        self._followed: set[str] = set()
         self._links: dict[str, bool] = {}
         self._refreshed_ns = 0
 
@@ -59,7 +60,7 @@ class Ingestor(Actor):
         if now_ns - self._refreshed_ns >= REFRESH_NS:
             self._refreshed_ns = now_ns
             asks.append(msg.Fetch("instruments"))
-        filled, total = self._feed.filled_count(), len(self._instruments)
+        filled, total = self._feed.filled_count(), len(self._followed)
         self.ages_ms["feed"] = self._feed.oldest_ms(now_ns)
         self.ready = bool(total) and filled == total and all(self._links.values() or [False])
         self.note = f"{filled}/{total} symbols"
@@ -80,17 +81,22 @@ class Ingestor(Actor):
         unknown = sorted(set(self._only) - {row.symbol for row in fetched.rows})
         if unknown and not self._instruments:
             raise WrongSetting(f"SYMBOLS: not traded on this exchange: {', '.join(unknown)}")
-        found = {row.symbol: row for row in fetched.rows if self._wanted(row)}
+        followed = {row.symbol for row in fetched.rows if self._wanted(row)}
+        found = {
+            row.symbol: row if row.symbol in followed else row._replace(status="Excluded")
+            for row in fetched.rows
+        }
         changed = [row for symbol, row in found.items() if self._instruments.get(symbol) != row]
-        listed = found.keys() != self._instruments.keys()
+        listed, self._followed = followed != self._followed, followed
         self._instruments = found
-        self._feed.universe(found)
+        self._feed.universe(sorted(followed))
         asks: list[msg.Message] = [msg.Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
         if listed:
-            asks.append(msg.Subscribe(tuple(self._topic + symbol for symbol in found)))
+            asks.append(msg.Subscribe(tuple(self._topic + symbol for symbol in sorted(followed))))
         return [*changed, *asks]
 
     def _wanted(self, row: msg.Instrument) -> bool:
         if self._only and row.symbol not in self._only:
             return False
-        return row.symbol not in self._without and row.symbol_type in self._types
+        known = row.symbol not in self._without and row.symbol_type in self._types
+        return known and row.status == "Trading"

@@ -44,8 +44,7 @@ class Keeper(Actor):
         self._router_ns = self._cancelled_ns = 0
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
-        self._asked_ns: dict[str, int] = {}
-        self._snapshot: dict[str, msg.Fetched] = {}
+        self._until_ms = 0
         self._equity_ns = 0
 
     def start(self, now_ns: int) -> list[msg.Message]:
@@ -101,7 +100,7 @@ class Keeper(Actor):
         ]
         messages.append(self._mode())
         pause_ns = self._round_ns if self._reconcile.trusted else min(self._round_ns, TRUST_NS)
-        if self._linked and now_ns - self._reconcile.begun_ns >= pause_ns:
+        if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
         messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
         self.ready = self._linked and self._reconcile.trusted
@@ -157,8 +156,8 @@ class Keeper(Actor):
     # The exchange's truth.
 
     def _begin(self, now_ns: int) -> list[msg.Message]:
-        self._snapshot = {}
-        return list(self._reconcile.begin(self._ledger.last_execution_ms, now_ns))
+        self._until_ms = self._ledger.last_execution_ms
+        return list(self._reconcile.begin(self._store.since_ms(), now_ns))
 
     def _unknowns(self, now_ns: int) -> list[msg.Message]:
         """Grants that nothing was heard of for too long: ask for each by its id."""
@@ -170,28 +169,25 @@ class Keeper(Actor):
         if fetched.ask.what == "order":
             return self._one_order(fetched, now_ns)
         self.counters["fetch_errors"] += bool(fetched.error)
-        self._snapshot[fetched.ask.what] = fetched
         if not self._reconcile.done(fetched):
             return []
-        messages, first = [], self._store.born_ms() < 0
-        if first:
-            messages += self._first_look(now_ns)
-        for execution in reversed(self._snapshot["executions"].rows):
+        snapshot, first = self._reconcile.snapshot, self._store.born_ms() < 0
+        messages = self._first_look(now_ns) if first else self._adopt_orders(now_ns)
+        for execution in reversed(snapshot["executions"]):
             messages += self._keep(self._ledger.execute(execution))
         if first:
             messages += self._adopt_holdings()
-        for update in self._snapshot["orders"].rows:
+        for update in snapshot["orders"]:
             messages += self._keep(self._ledger.update(update))
-        for wallet in self._snapshot["wallet"].rows:
+        for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
-        open_ids = {row.order_link_id for row in self._snapshot["orders"].rows}
+        self._store.read_until(self._until_ms)
+        open_ids = {row.order_link_id for row in snapshot["orders"]}
         known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
         messages += self._reconcile.unconfirmed(known, open_ids)
-        holdings = self._snapshot["positions"].rows
+        holdings = snapshot["positions"]
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
-        foreign = {
-            o.symbol for o in self._snapshot["orders"].rows if not msg.parse_id(o.order_link_id)
-        }
+        foreign = {o.symbol for o in snapshot["orders"] if not msg.parse_id(o.order_link_id)}
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
         return [*messages, self._mode()]
 
@@ -199,16 +195,26 @@ class Keeper(Actor):
         """The exchange's word on one order; its executions come with the next round, or before."""
         name = fetched.ask.order_link_id
         messages = [m for row in fetched.rows for m in self._keep(self._ledger.update(row))]
-        granted_ns = self._granted_ns.get(name)
-        if granted_ns and self._reconcile.never_arrived(fetched, granted_ns, now_ns):
-            change = self._ledger.finish(name, "NotAccepted", "never arrived")
-            return self._keep(change)
+        granted_ns = self._granted_ns.get(name, 0)
+        if self._reconcile.never_arrived(fetched, granted_ns, now_ns):
+            status = "NotAccepted" if granted_ns else "Cancelled"
+            return self._keep(self._ledger.gone(name, status, "not at the exchange"))
+        return messages
+
+    def _adopt_orders(self, now_ns: int) -> list[msg.Message]:
+        """Entries with our ids that this ledger never heard of: take them in, and manage them."""
+        messages: list[msg.Message] = []
+        for row in self._reconcile.snapshot["orders"]:
+            ours = msg.parse_id(row.order_link_id)
+            if ours and ours[0] not in self._ledger.lots and not self._store.knows(ours[0]):
+                self._granted_ns[ours[0]] = now_ns
+                messages += self._keep(self._ledger.adopt(ours[0], self._base_profit_pct))
         return messages
 
     def _first_look(self, now_ns: int) -> list[msg.Message]:
         """A new ledger: what was executed before it is not its own, unless it has our ids. Then a
         ledger was lost: its entries are taken back, and a person is asked."""
-        rows = (*self._snapshot["executions"].rows, *self._snapshot["orders"].rows)
+        rows = (*self._reconcile.snapshot["executions"], *self._reconcile.snapshot["orders"])
         ours = {found[0] for row in rows if (found := msg.parse_id(row.order_link_id))}
         if ours:
             self._operator = (
@@ -216,7 +222,7 @@ class Keeper(Actor):
                 "orders of ours at the exchange, but no ledger of them",
             )
             self._mode("keeper")
-        executions = () if ours else self._snapshot["executions"].rows
+        executions = () if ours else self._reconcile.snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
         self._store.born(self._ledger.born_ms)
         self._granted_ns |= dict.fromkeys(ours, now_ns)
@@ -226,7 +232,7 @@ class Keeper(Actor):
     def _adopt_holdings(self) -> list[msg.Message]:
         """What the account holds beyond our lots was there before us: foreign."""
         messages: list[msg.Message] = []
-        for holding in self._snapshot["positions"].rows:
+        for holding in self._reconcile.snapshot["positions"]:
             qty = holding.qty - self._ledger.held().get(holding.symbol, 0)
             side, zero, at_ms = "Buy" if qty > 0 else "Sell", qty * 0, self._ledger.born_ms + 1
             head = (f"adopted-{holding.symbol}", "", "", holding.symbol, side, "Trade")
@@ -254,7 +260,9 @@ class Keeper(Actor):
 
     def _mode_now(self) -> tuple[str, str]:
         triggers = [self._operator]
-        if not self._reconcile.trusted:
+        if not self._linked:
+            triggers.append((msg.NO_ENTRY, "private stream lost"))
+        elif not self._reconcile.trusted:
             triggers.append((msg.NO_ENTRY, self._reconcile.failed))
         mode, reason = max(triggers, key=lambda trigger: msg.MODES.index(trigger[0]))
         return mode, "" if mode == msg.RUN else reason

@@ -113,7 +113,14 @@ class Ledger:
         order = self.orders.get(order_link_id)
         if order is None or order.status != GRANTED or self._filled[order_link_id]:
             return Change()
-        order = order._replace(status=status, reject_reason=reason)
+        return self.gone(order_link_id, status, reason)
+
+    def gone(self, order_link_id: str, status: str, reason: str) -> Change:
+        """An order that the exchange is proven not to have: it ends with the fills we know."""
+        if order_link_id not in self.orders:
+            return Change()
+        order, filled = self.orders[order_link_id], self._filled[order_link_id]
+        order = order._replace(status=status, reject_reason=reason, cum_exec_qty=filled)
         return self._settled(order, self._lot(order_link_id))
 
     def execute(self, execution: msg.Execution) -> Change:
@@ -246,10 +253,12 @@ class Ledger:
         """Remember a fill: its id, its sum per order, and the bar it used up."""
         self._seen.add(execution.exec_id)
         self.last_execution_ms = max(self.last_execution_ms, execution.exec_time_ms)
-        if execution.exec_type not in MOVES_LOTS or not self._lot(execution.order_link_id):
+        ours = msg.parse_id(execution.order_link_id)
+        if execution.exec_type not in MOVES_LOTS or not ours:
             return
-        self._filled[execution.order_link_id] += execution.exec_qty
-        if execution.order_link_id in self.lots:
+        if ours[0] in self.lots:
+            self._filled[execution.order_link_id] += execution.exec_qty
+        if ours[1] is None:
             key = (execution.symbol, execution.side)
             bar_ms = execution.exec_time_ms // self._interval_ms * self._interval_ms
             self._used_ms[key] = max(self._used_ms[key], bar_ms)

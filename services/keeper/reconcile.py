@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from decimal import Decimal
+from typing import Any
 
 from shared.messages import Fetch, Fetched, Holding, Order, OrderUpdate
 
@@ -12,6 +13,8 @@ NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
 SEND_NS = 1_000_000_000  # ... and only this long after its grant: the router sends within SEND_NS,
 MARGIN_NS = 3_000_000_000  # the exchange takes it within recv_window, and a margin
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
+ROUND_NS = 30_000_000_000  # a round that is not answered by then is given up
+MAX_QUERIES = 10  # single orders asked for at once
 SEEN_TWICE = 2  # one difference may be a push on its way
 
 
@@ -32,6 +35,8 @@ class Reconcile:
         self._was_trusted = False
         self.trusted = False
         self.begun_ns = 0
+        self.snapshot: dict[str, tuple[Any, ...]] = {}
+        self._asked: set[str] = set()
         self.differences: dict[str, str] = {}
         self.failed = "not reconciled"
 
@@ -40,14 +45,19 @@ class Reconcile:
         self.begun_ns, self._number = now_ns, self._number + 1
         start_ms = max(0, since_ms - OVERLAP_MS)
         asks = [Fetch(what, start_ms=start_ms, number=self._number) for what in ROUND]
-        self._open = set(asks)
+        self._open, self.snapshot = set(asks), {}
         return asks
+
+    def due(self, now_ns: int, pause_ns: int) -> bool:
+        """Time for the next round: not while one is open, unless its answers never come."""
+        return now_ns - self.begun_ns >= (max(pause_ns, ROUND_NS) if self._open else pause_ns)
 
     def done(self, fetched: Fetched) -> bool:
         """Take one answer; True when it completes a round in which nothing failed."""
         if fetched.ask not in self._open:
             return False
         self._open.discard(fetched.ask)
+        self.snapshot[fetched.ask.what] = fetched.rows
         if fetched.error:
             self._open = set()
             self.distrust(fetched.error)
@@ -59,16 +69,18 @@ class Reconcile:
         self.trusted, self._clean_ns, self.failed = False, 0, reason
 
     def unconfirmed(self, ours: Iterable[Order], open_ids: set[str]) -> list[Fetch]:
-        """Orders that we hold open and the exchange does not list: ask for each by its id."""
-        return [
-            Fetch("order", order.symbol, order_link_id=order.order_link_id)
-            for order in ours
-            if order.order_link_id not in open_ids
-        ]
+        """Orders that we hold open and the exchange does not list: ask for each by its id, at most
+        MAX_QUERIES at once."""
+        names = {o.order_link_id: o.symbol for o in ours if o.order_link_id not in open_ids}
+        new = [name for name in names if name not in self._asked]
+        new = new[: max(0, MAX_QUERIES - len(self._asked))]
+        self._asked.update(new)
+        return [Fetch("order", names[name], order_link_id=name) for name in new]
 
     def never_arrived(self, fetched: Fetched, granted_ns: int, now_ns: int) -> bool:
         """Proof that a granted order is not, and will not be, at the exchange."""
         name = fetched.ask.order_link_id
+        self._asked.discard(name)
         if fetched.error:
             return False
         if any(isinstance(row, OrderUpdate) for row in fetched.rows):

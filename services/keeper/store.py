@@ -77,6 +77,7 @@ class Store:
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
         values = (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms)
+        self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def operator(self) -> tuple[str, str]:
@@ -84,12 +85,26 @@ class Store:
         query = "SELECT operator, why FROM modes ORDER BY rowid DESC LIMIT 1"
         return next(iter(self._db.execute(query)), (msg.RUN, ""))
 
+    def knows(self, order_link_id: str) -> bool:
+        """Was this order ever in the ledger?"""
+        query = "SELECT 1 FROM orders WHERE order_link_id = ?"
+        return self._db.execute(query, (order_link_id,)).fetchone() is not None
+
+    def since_ms(self) -> int:
+        """Market time up to which every execution has been read."""
+        return int(self._value("since_ms"))
+
+    def read_until(self, since_ms: int) -> None:
+        """Said when a round of snapshots was complete."""
+        self._db.execute("UPDATE meta SET value = ? WHERE name = 'since_ms'", (str(since_ms),))
+
     def born_ms(self) -> int:
         """Market time of the last execution before this ledger began; -1 while that is unknown."""
         return int(self._value("born_ms"))
 
     def born(self, born_ms: int) -> None:
         """Said once, when the exchange was first looked at."""
+        self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("UPDATE meta SET value = ? WHERE name = 'born_ms'", (str(born_ms),))
 
     def row(self) -> int:
@@ -139,6 +154,7 @@ class Store:
             for statement in SCHEMA.split(";"):
                 self._db.execute(statement)
             meta = [("account", account), ("ledger_id", new_id), ("row", "0"), ("born_ms", "-1")]
+            meta.append(("since_ms", "0"))
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

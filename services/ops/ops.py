@@ -93,13 +93,13 @@ def up(settings: Settings) -> int:
                 f"it runs with other settings: make down first to change {', '.join(changed)}"
             )
         console.print("already running")
-    elif wrong := _preflight(settings):
+        return status(settings, as_json=False)
+    if wrong := _preflight(settings):
         return _fail(wrong)
-    else:
-        _start_supervisord(settings)
-        if not _wait(supervisor.alive, 10):
-            return _fail(f"supervisord does not start: see {settings.RUN_DIR}/logs/supervisord.log")
-        supervisor.start(range(settings.SHARDS))
+    _start_supervisord(settings)
+    if not _wait(supervisor.alive, 10):
+        return _fail(f"supervisord does not start: see {settings.RUN_DIR}/logs/supervisord.log")
+    supervisor.start(range(settings.SHARDS))
     wrong = _wait_healthy(settings, supervisor)
     if wrong:
         print(wrong, file=sys.stderr)

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Any, ClassVar
 
 from services.router.budget import Budget
-from services.router.orders import Rules, Step, desired, steps
+from services.router.orders import Rules, Step, Wanted, desired, steps
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of, entry_qty
@@ -17,6 +17,8 @@ ECHO_NS = 2_000_000_000  # an accepted command the keeper does not confirm is lo
 ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground for an entry
 REPRICE_MS = 2_000  # market time between two price amends of one order
 BACKOFF_NS = (1_000_000_000, 2_000_000_000, 5_000_000_000, 15_000_000_000, 60_000_000_000)
+LEVERAGE_NS = 60_000_000_000  # before a symbol whose leverage was refused is tried again
+HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
 
 
@@ -59,6 +61,7 @@ class Router(Actor):
         self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
         self._granted_asks: deque[msg.Ask] = deque()
         self._leverage: dict[str, bool] = {}
+        self._leverage_ns: dict[str, int] = {}
         self._account_ok = self._linked = False
 
     def start(self, now_ns: int) -> list[msg.Message]:
@@ -77,6 +80,8 @@ class Router(Actor):
             if heard and heard[0].ts_ms > message.ts_ms:
                 return []
             self._quotes[message.symbol] = (message, now_ns)
+            if message.symbol not in self._last and message.last:
+                self._last[message.symbol] = (decimal_of(message.last), message.ts_ms)
             return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
         if isinstance(message, msg.Position):
             return self._converge(message.symbol, now_ns) if self._newer(message) else []
@@ -87,13 +92,13 @@ class Router(Actor):
         if isinstance(message, msg.OrderRequest):
             return self._answered(message, now_ns)
         if isinstance(message, msg.Fetched):
-            return self._fetched(message)
+            return self._fetched(message, now_ns)
         return self._learned(message, now_ns)
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Deadlines, quotes that ran out, leverage in the background."""
         messages = [*self._overdue(now_ns), *self._ask_again()]
-        for symbol in {*self._positions, *self._waiting}:
+        for symbol in sorted({*self._positions, *self._waiting}):
             messages += self._converge(symbol, now_ns)
         self.ready = self._mode is not None and self._account_ok and self._linked
         self.note = self._mode.mode if self._mode else "no ledger yet"
@@ -142,17 +147,18 @@ class Router(Actor):
             if not _older(mode.version, self._positions[symbol].version):
                 self._settle(msg.Position(symbol, mode.version, (), ()))
                 del self._positions[symbol]
-        symbols = {*self._positions, *self._quotes} if changed else ()
+        symbols = sorted({*self._positions, *self._quotes}) if changed else ()
         return [m for symbol in symbols for m in self._converge(symbol, now_ns)]
 
-    def _fetched(self, fetched: msg.Fetched) -> list[msg.Message]:
+    def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """One-way mode, or leverage 1 of a symbol."""
         if fetched.ask.what == "leverage" and fetched.error:
             self.counters["leverage_errors"] += 1
+            self._leverage_ns[fetched.ask.symbol] = now_ns + LEVERAGE_NS
             self._leverage.pop(fetched.ask.symbol, None)
         elif fetched.ask.what == "leverage":
             self._leverage[fetched.ask.symbol] = True
-        elif fetched.error and fetched.ret_code > 0:
+        elif fetched.ret_code in HEDGED:
             raise WrongSetting(f"account: one-way mode is refused: {fetched.error}")
         else:
             self._account_ok = not fetched.error
@@ -163,6 +169,8 @@ class Router(Actor):
         track = self._tracks.get(grant.order_link_id)
         if track is None or not isinstance(track.request, msg.Ask):
             return []
+        if track.request in self._granted_asks:
+            return []  # said twice
         ask, track.request = track.request, None
         if not grant.granted:
             self.counters["grants_refused"] += 1
@@ -248,7 +256,7 @@ class Router(Actor):
             self._instruments.get(symbol),
             self._last.get(symbol, (None, 0)),
         )
-        if self._mode is None or instrument is None:
+        if self._mode is None or (instrument is None and symbol not in self._positions):
             return messages
         position = self._positions.get(symbol) or msg.Position(symbol, self._mode.version, (), ())
         quote, heard_ns = self._quotes.get(symbol, (None, 0))
@@ -259,7 +267,10 @@ class Router(Actor):
         starting = starting and mode in (msg.RUN, msg.NO_ENTRY)
         if mode == msg.RUN and now_ns - self._heard_ns > ACCOUNT_NS:
             mode = msg.NO_ENTRY
-        wanted = desired(position, quote, mode, instrument, last, self._rules)
+        if instrument is None:  # no grid, no order: only take away what nobody minds
+            wanted = [Wanted.of(order) for order in position.orders if order.kind == msg.EXIT]
+        else:
+            wanted = desired(position, quote, mode, instrument, last, self._rules)
         self._waiting.pop(symbol, None)
         for step in steps(wanted, position, self._rules):
             if starting and step.action == "cancel" and step.order.kind == msg.ENTRY:
@@ -272,6 +283,7 @@ class Router(Actor):
     ) -> list[msg.Message]:
         """One step, unless it is on its way, too soon, pausing, or over the budget."""
         order, entry = step.order, step.order.kind == msg.ENTRY
+        spends = entry and step.action != "cancel"  # the share of the budget that entries have
         track = self._tracks.setdefault(order.order_link_id, Track())
         if track.request or now_ns < track.pause_ns:
             return []
@@ -280,8 +292,8 @@ class Router(Actor):
         asking = quote if entry and step.action == "create" else None
         if asking and not self._may_ask(asking):
             return []
-        if not self._budget.take("ask" if asking else step.action, now_ns, entry):
-            self._waiting[symbol] = self._waiting.get(symbol, False) or not entry
+        if not self._budget.take("ask" if asking else step.action, now_ns, spends):
+            self._waiting[symbol] = self._waiting.get(symbol, False) or not spends
             self.counters["held_back"] += 1
             return []
         if step.repricing:
@@ -349,7 +361,8 @@ class Router(Actor):
         messages: list[msg.Message] = []
         for quote in sorted(quotes, key=lambda q: (q.zone == "NONE", abs(q.distance_pct))):
             instrument, last = self._instruments.get(quote.symbol), self._last.get(quote.symbol)
-            if instrument is None or last is None:
+            paused = now_ns < self._leverage_ns.get(quote.symbol, 0)
+            if instrument is None or last is None or paused:
                 continue
             _, too_small = entry_qty(self._rules.size_usdt, last[0], instrument)
             if too_small:

@@ -32,6 +32,11 @@ class Wanted(NamedTuple):
     price: Decimal
     qty: Decimal
 
+    @classmethod
+    def of(cls, order: msg.Order) -> "Wanted":
+        """The order as it rests."""
+        return cls(order.order_link_id, order.kind, order.side, order.price, order.qty)
+
 
 class Step(NamedTuple):
     """One thing to do: `action` is create, amend or cancel; `repricing`: only the price changes."""
@@ -61,7 +66,7 @@ def desired(
 
 
 def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[Step]:
-    """From what rests to what should: exits first. Entries are matched by side, exits by lot."""
+    """From what rests to what should, most urgent first. Entries match by side, exits by lot."""
     working = {_key(order): order for order in position.orders}
     found: list[Step] = []
     for want in wanted:
@@ -71,11 +76,8 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
         elif order.qty != want.qty or _moved(order, want, rules):
             same = want._replace(order_link_id=order.order_link_id)
             found.append(Step("amend", same, repricing=order.qty == want.qty))
-    found += [
-        Step("cancel", Wanted(o.order_link_id, o.kind, o.side, o.price, o.qty))
-        for o in working.values()
-    ]
-    return sorted(found, key=lambda step: step.order.kind == msg.ENTRY)
+    found += [Step("cancel", Wanted.of(order)) for order in working.values()]
+    return sorted(found, key=_urgency)
 
 
 def _entry(
@@ -91,7 +93,7 @@ def _entry(
         return None
     resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     price = _entry_price(quote, instrument, last)
-    if price <= 0:
+    if price <= 0 or position.foreign_qty or position.no_entry == "foreign_order":
         return None
     if resting:
         same = resting.side == quote.side and all(lot.side == quote.side for lot in position.lots)
@@ -100,7 +102,9 @@ def _entry(
             if same
             else None
         )
-    if quote.zone != "ARM" or mode != msg.RUN or position.no_entry or position.foreign_qty:
+    if quote.zone != "ARM" or mode != msg.RUN or position.no_entry:
+        return None
+    if instrument.status != "Trading":
         return None
     if position.lots and not _adds(position.lots, quote, price, rules):
         return None
@@ -145,6 +149,13 @@ def _exit(
     return Wanted(
         msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, lot.bought - lot.sold_before
     )
+
+
+def _urgency(step: Step) -> int:
+    """Away with entries, then exits, then new entries: nothing may fill that nobody minds."""
+    if step.order.kind == msg.EXIT:
+        return 1
+    return 0 if step.action == "cancel" else 2
 
 
 def _key(order: msg.Order | Wanted) -> str:

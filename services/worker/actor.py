@@ -94,7 +94,7 @@ class Worker(Actor):
             if symbol.gate in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
                 messages.append(msg.HistoryAsk(name))
-        waiting = sum(symbol.gate in ("warmup", "hole") for symbol in self._symbols.values())
+        waiting = sum(s.gate == "hole" or not s.ring.count for s in self._symbols.values())
         self.ready = self._universe_known and not waiting
         self.note = f"{len(self._symbols) - waiting}/{len(self._symbols)} symbols"
         heard = [symbol.heard_ns for symbol in self._symbols.values() if symbol.heard_ns]
@@ -147,10 +147,12 @@ class Worker(Actor):
         symbol.asked = False
         if not symbol.ring.load(history.start_ms, history.bars):
             return []
+        if not symbol.last:
+            symbol.last, symbol.ts_ms = float(symbol.ring.window(1)[0, 3]), symbol.ring.next_ms
         stale = symbol.gate == "stale"
         self._prepare(symbol)
         symbol.gate = "stale" if stale else symbol.gate
-        return [self._quote(history.symbol, symbol, now_ns)] if symbol.last else []
+        return [self._quote(history.symbol, symbol, now_ns)]
 
     def _universe(self, universe: msg.Instruments, now_ns: int) -> list[msg.Message]:
         """Take on new symbols of our shard, say a last NONE for those that are gone."""
@@ -158,7 +160,7 @@ class Worker(Actor):
             self._universe_ns = now_ns - UNIVERSE_NS
             return []
         self._universe_known = True
-        names = {i.symbol for i in universe.instruments if self._owns(i.symbol)}
+        names = {i.symbol for i in universe.instruments if self._owns(i)}
         gone = [name for name in self._symbols if name not in names]
         messages: list[msg.Message] = []
         for name in gone:
@@ -171,5 +173,6 @@ class Worker(Actor):
             messages.append(msg.HistoryAsk(name))
         return messages
 
-    def _owns(self, name: str) -> bool:
-        return crc32(name.encode()) % self._shards == self._index
+    def _owns(self, row: msg.Instrument) -> bool:
+        mine = crc32(row.symbol.encode()) % self._shards == self._index
+        return mine and row.status == "Trading"
