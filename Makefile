@@ -21,8 +21,8 @@ down: $(RUN) ## stop everything; resting orders and positions stay at the exchan
 status: $(RUN) ## processes, shards, rates, lots, mode; JSON=1 for machines
 	@$(OPS) status $(if $(JSON),--json)
 
-logs: ## follow the logs; SERVICE=router for one of them
-	@tail -n 20 -F $${RUN_DIR:-run}/logs/$(or $(SERVICE),*)*.log
+logs: $(RUN) ## follow the logs; SERVICE=router for one of them
+	@tail -n 20 -F $$($(PY) -c 'from shared.settings import load; print(load().RUN_DIR)')/logs/$(or $(SERVICE),*)*.log
 
 tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=SOLUSDT COUNT=10 JSON=1
 	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)

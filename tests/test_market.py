@@ -331,13 +331,16 @@ class Tape:
         self.minutes = [Minute(START + n * MINUTE_MS, paths[n], volumes[n]) for n in range(minutes)]
         self._left = list(self.minutes)
 
+    def skip_to(self, at_ms: int) -> None:
+        pass
+
     def next(self) -> Minute | None:
         return self._left.pop(0) if self._left else None
 
 
 def ticker_of(tape: Tape, until_ms: int = START) -> Ticker:
     ticker = Ticker(tape)
-    ticker.warm_up(until_ms, lambda _: None)
+    ticker.warm_up(until_ms)
     return ticker
 
 

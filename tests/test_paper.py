@@ -43,6 +43,9 @@ class Flat:
         self.listings = [Listing(symbol, *grid) for symbol in SYMBOLS]
         self._next_ms = START - 3 * MINUTE_MS
 
+    def skip_to(self, at_ms: int) -> None:
+        pass
+
     def next(self) -> Minute:
         at_ms, self._next_ms = self._next_ms, self._next_ms + MINUTE_MS
         shape = (POINTS, len(SYMBOLS))
@@ -156,7 +159,7 @@ def serve(folder: Path, **settings: Any) -> Iterator[Served]:
 
     async def main() -> None:
         ticker = Ticker(Flat())
-        ticker.warm_up(START, lambda _: None)
+        ticker.warm_up(START)
         clock = Clock(START, time.monotonic_ns(), config.PAPER_SPEED)
         paper = Paper(config, ticker, clock, Journal(folder / "paper.jsonl", {}), START)
         runner = web.AppRunner(paper.application(), access_log=None, shutdown_timeout=0.1)

@@ -108,7 +108,7 @@ class Replay:
         heard: Callable[[Any], None] | None = None,
     ) -> None:
         ticker = Ticker(feed)
-        ticker.warm_up(start_ms, lambda _: None)
+        ticker.warm_up(start_ms)
         self.exchange = Exchange(settings, ticker)
         self.exchange.now_ms = self._now_ms = start_ms
         self.keeper = Keeper(settings, ":memory:")

@@ -58,6 +58,9 @@ class Feed(Protocol):
 
     listings: list[Listing]
 
+    def skip_to(self, at_ms: int) -> None:
+        """Let the minutes before `at_ms` pass without looking inside them."""
+
     def next(self) -> Minute | None:
         """The next minute, or None at the end."""
 
@@ -163,6 +166,12 @@ class Synthetic:
         self._kick, self._z_before, self._f_before = np.zeros(n), np.zeros(n), 0.0
         self._log_price = np.log(self._price0)
         self._last = np.maximum(np.rint(self._price0 / self._tick), 1)
+
+    def skip_to(self, at_ms: int) -> None:
+        """Steps of the model without bridges: a day in a second."""
+        while self._start_ms + self._minute * MINUTE_MS < at_ms:
+            self._step()
+            self._minute += 1
 
     def next(self) -> Minute:
         """One step of the model, and a bridge through it."""
@@ -283,6 +292,10 @@ class Replay:
                 f" to {_iso(last)}, which all symbols have"
             )
         self._next_ms = max(first, self.start_ms - history * MINUTE_MS)
+
+    def skip_to(self, at_ms: int) -> None:
+        """Later minutes only."""
+        self._next_ms = max(self._next_ms, at_ms)
 
     def next(self) -> Minute | None:
         """The next recorded minute of all symbols."""

@@ -78,12 +78,6 @@ def run() -> None:
         sys.exit(WRONG_SETTING_EXIT)
 
 
-def _progress(at_ms: int) -> None:
-    """A line for each day of market time that is made up for."""
-    if at_ms % 86_400_000 == 0:
-        log.info("catching up day=%s", datetime.fromtimestamp(at_ms / 1000, UTC).date())
-
-
 async def _serve(settings: Settings) -> None:
     began = time.monotonic()
     journal = Journal(settings.RUN_DIR / "paper.jsonl", market_of(settings))
@@ -91,7 +85,7 @@ async def _serve(settings: Settings) -> None:
     if settings.PAPER_FEED == "replay" or settings.PAPER_SPEED != 1:
         start_ms = journal.market_ms or start_ms
     ticker = Ticker(feed)
-    ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS, _progress)
+    ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS)
     clock = Clock(start_ms, time.monotonic_ns(), settings.PAPER_SPEED)
     paper = Paper(settings, ticker, clock, journal, origin_ms)
     runner = web.AppRunner(paper.application(), access_log=None)

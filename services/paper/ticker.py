@@ -1,7 +1,7 @@
 """ticker: a feed's minutes as trades, kline pushes and stored bars, at their market time. Pure."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,14 +54,14 @@ class Ticker:
         self.forming: list[Forming | None] = [None] * len(self.listings)
         self.ended = False
 
-    def warm_up(self, until_ms: int, progress: Callable[[int], None]) -> None:
+    def warm_up(self, until_ms: int) -> None:
         """Take every whole minute before `until_ms` as closed, without trading it."""
+        self._feed.skip_to(until_ms - KEEP * MINUTE_MS)
         while minute := self._feed.next():
             if minute.start_ms >= until_ms:
                 self._minute = minute
                 return
             self._close(minute)
-            progress(minute.start_ms)
         self.ended = True
 
     def run(self, until_ms: int) -> Iterator[Point | None]:
