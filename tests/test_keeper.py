@@ -540,3 +540,71 @@ def test_a_foreign_resting_order_blocks_entries_of_its_symbol(link_id: str) -> N
     desk.orders = []
     desk.tick(10)
     assert grant_in(desk.ask(ask(bar_ms=BAR + MINUTE))).granted
+
+
+# What was missed is read again.
+
+
+def asked_since(messages: list[Any]) -> list[int]:
+    return [m.start_ms for m in messages if isinstance(m, msg.Fetch) and m.what == "executions"]
+
+
+def test_executions_are_read_again_from_the_last_round_that_was_complete() -> None:
+    """A fill in an outage, a round that fails, a newer fill by the stream: nothing is skipped."""
+    desk = Desk().run().granted()
+    desk.error = "timeout"
+    desk.tick(10)
+    desk.hear(fill(ENTRY, 4, at_ms=BAR + 900_000))
+    desk.error = ""
+    desk.executions = [fill(ENTRY, 4, at_ms=BAR + 900_000), fill(ENTRY, 6)]
+    desk.tick(10)
+    assert desk.position().lots[0].bought == 10
+
+
+def test_the_account_is_watched_while_its_stream_is_down() -> None:
+    desk = Desk().run().granted()
+    desk.link(up=False)
+    desk.executions = [fill(ENTRY, 10)]
+    said_since = desk.tick(10)
+    assert asked_since(said_since)
+    assert desk.position().lots[0].bought == 10
+    assert desk.mode == msg.NO_ENTRY
+
+
+def test_a_late_answer_of_an_earlier_round_is_not_mixed_into_the_next() -> None:
+    desk = Desk().run()
+    desk.now_ns += 40 * SECOND
+    old = [m for m in desk.keeper.tick(desk.now_ns) if isinstance(m, msg.Fetch)]
+    desk.now_ns += 40 * SECOND
+    new = [m for m in desk.keeper.tick(desk.now_ns) if isinstance(m, msg.Fetch)]
+    stale = next(ask for ask in old if ask.what == "positions")
+    desk.hear(msg.Fetched(stale, (msg.Holding(SYMBOL, "Buy", Decimal(5)),)))
+    for answer in new:
+        desk.hear(desk.reply(answer))
+    assert desk.full().mode.differences == 0
+
+
+def test_a_resting_order_that_is_gone_without_trace_ends() -> None:
+    """Bybit forgets unfilled cancelled orders after a day: three not-founds free the slot."""
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New"))
+    for _ in range(4):
+        desk.tick(10)
+    assert desk.full().mode.slots == 0
+
+
+def test_an_end_counts_whatever_its_stamp() -> None:
+    """The exchange stamps a fill before the order's creation: the order has ended all the same."""
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New", at_ms=BAR + 50))
+    desk.hear(said(ENTRY, "Filled", 10, at_ms=BAR + 3))
+    desk.hear(fill(ENTRY, 10, at_ms=BAR + 3))
+    assert desk.position().orders == ()
+
+
+def test_an_entry_of_ours_that_the_ledger_never_heard_of_is_taken_in() -> None:
+    desk = Desk().run()
+    desk.orders, desk.known = [said(ENTRY, "New")], {ENTRY: said(ENTRY, "New")}
+    desk.tick(10)
+    assert desk.full().mode.slots == 1
+    assert desk.position().orders[0].status == "New"

@@ -474,3 +474,9 @@ def test_no_second_ever_holds_more_than_its_share(limit, attempts):
                 assert len(window) <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
             elif not is_entry:  # an exit waits for nothing but the 80 %
                 assert len(window) >= int(limit * 0.8) or limit * 0.8 < 1
+
+
+def test_a_resting_entry_leaves_while_others_hold_the_symbol():
+    """Its fill would net against their position, and so cross zero."""
+    assert [want.kind for want in wanted(position(orders=[order()]), quote())] == ["entry"]
+    assert wanted(position(orders=[order()], foreign_qty=D(-5)), quote()) == []
