@@ -397,9 +397,18 @@ def test_there_is_one_entry_and_every_order_is_on_the_grid(situation):
     for w in wanted(*situation):
         assert (w.price % INSTRUMENT.tick_size, w.qty % INSTRUMENT.qty_step) == (0, 0)
         assert min(w.price, w.qty) > 0
-    for entry in entries(wanted(*situation)):  # PostOnly: never at the price or through it
-        assert entry.price < last if entry.side == "Buy" else entry.price > last
+    rests = {(o.side, o.price) for o in at.orders}
+    for entry in entries(wanted(*situation)):  # PostOnly: never sent to the price or through it
+        behind = entry.price < last if entry.side == "Buy" else entry.price > last
+        assert behind or (entry.side, entry.price) in rests
         assert q is not None
+
+
+def test_an_entry_that_the_price_has_reached_is_not_moved_away_from_its_fill():
+    resting = position(orders=[order(price="95.45")])
+    for last, price in (("95.50", "95.45"), ("95.45", "95.45"), ("95.40", "95.45")):
+        (entry,) = entries(wanted(resting, quote(), last=last))
+        assert entry.price == D(price)
 
 
 @settings(max_examples=100, **ANY_SPEED)

@@ -216,6 +216,8 @@ class Plain:
         way = 1 if side == "Buy" else -1
         price = self.on_grid(price, side)
         price = min(price * way, (self.last - way * self.tick) * way) * way
+        if self.entry and (self.last - self.entry["price"]) * way <= 0:
+            return  # reached: it is being filled where it rests
         if self.entry:
             moved = abs(price - self.entry["price"]) / self.entry["price"] * 100
             if moved >= Decimal("0.02") and self.may_reprice(self.entry):

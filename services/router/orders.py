@@ -96,12 +96,11 @@ def _entry(
     if price <= 0 or position.foreign_qty or position.no_entry == "foreign_order":
         return None
     if resting:
-        same = resting.side == quote.side and all(lot.side == quote.side for lot in position.lots)
-        return (
-            Wanted(resting.order_link_id, msg.ENTRY, quote.side, price, resting.qty)
-            if same
-            else None
-        )
+        if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
+            return None
+        reached = (last - resting.price) * sign(resting.side) <= 0
+        as_it_is = Wanted.of(resting)
+        return as_it_is if reached else as_it_is._replace(price=price)  # never away from a fill
     if quote.zone != "ARM" or mode != msg.RUN or position.no_entry:
         return None
     if instrument.status != "Trading":
