@@ -37,7 +37,6 @@ BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connecti
 REST_THREADS = 4
 REST_PAUSE_SECONDS = 0.04  # with four threads 100 reads a second; Bybit bans an IP at 120
 REST_TIMEOUT_SECONDS = 5
-SEND_NS = 1_000_000_000  # a create that waited longer for a thread is not sent: it may be settled
 WINDOW_MS = (
     6 * 86_400_000
 )  # `startTime` alone means seven days from it; older means: the last seven
@@ -363,7 +362,7 @@ class Exchange:
 
     def _send_by_rest(self, request: msg.OrderRequest) -> None:
         opens = request.action == "create" and not request.reduce_only
-        if opens and time.monotonic_ns() - request.decided_ns > SEND_NS:
+        if opens and time.monotonic_ns() - request.decided_ns > msg.SEND_NS:
             late = answered(request, 0, "", None)._replace(outcome="refused")
             self._post(late._replace(reason="waited too long: not sent"))
             return

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 import msgpack
 
 VERSION = b"\x01"
+SEND_NS = 1_000_000_000
+"""From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+))?")
 MAX_FRAME_BYTES = 16 * 2**20  # the largest honest frame is a FullSet: about 200 kB
 

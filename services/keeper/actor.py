@@ -6,6 +6,7 @@ Owns grants, orders, executions, lots, caps and the mode. Never creates or amend
 import hashlib
 import os
 import time
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
@@ -48,7 +49,7 @@ class Keeper(Actor):
         self._equity_ns = 0
 
     def start(self, now_ns: int) -> list[msg.Message]:
-        """Rebuild the ledger from disk; the exchange is asked as soon as the stream is up."""
+        """Rebuild the ledger from disk; the first tick asks the exchange what was missed."""
         self._store = Store(self._path, self._account, os.urandom(4).hex())
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
@@ -75,7 +76,7 @@ class Keeper(Actor):
             self._router_ns = now_ns
         if isinstance(message, msg.Link):
             self._linked = message.up
-            self._reconcile.distrust("not reconciled" if message.up else "private stream lost")
+            self._reconcile.distrust("not reconciled")
             return [*self._begin(now_ns), self._mode()] if message.up else [self._mode()]
         if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
@@ -203,31 +204,30 @@ class Keeper(Actor):
 
     def _adopt_orders(self, now_ns: int) -> list[msg.Message]:
         """Entries with our ids that this ledger never heard of: take them in, and manage them."""
-        messages: list[msg.Message] = []
-        for row in self._reconcile.snapshot["orders"]:
-            ours = msg.parse_id(row.order_link_id)
-            if ours and ours[0] not in self._ledger.lots and not self._store.knows(ours[0]):
-                self._granted_ns[ours[0]] = now_ns
-                messages += self._keep(self._ledger.adopt(ours[0], self._base_profit_pct))
-        return messages
+        entries = _entries(self._reconcile.snapshot["orders"]) - self._ledger.lots.keys()
+        return self._adopt({name for name in entries if not self._store.knows(name)}, now_ns)
+
+    def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
+        """Take in entries by their ids; what became of each is then asked for."""
+        self._granted_ns |= dict.fromkeys(entries, now_ns)
+        changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(entries)]
+        return [m for change in changes for m in self._keep(change)]
 
     def _first_look(self, now_ns: int) -> list[msg.Message]:
         """A new ledger: what was executed before it is not its own, unless it has our ids. Then a
         ledger was lost: its entries are taken back, and a person is asked."""
-        rows = (*self._reconcile.snapshot["executions"], *self._reconcile.snapshot["orders"])
-        ours = {found[0] for row in rows if (found := msg.parse_id(row.order_link_id))}
+        snapshot = self._reconcile.snapshot
+        ours = _entries((*snapshot["executions"], *snapshot["orders"]))
         if ours:
             self._operator = (
                 msg.REDUCE_ONLY,
                 "orders of ours at the exchange, but no ledger of them",
             )
             self._mode("keeper")
-        executions = () if ours else self._reconcile.snapshot["executions"]
+        executions = () if ours else snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
         self._store.born(self._ledger.born_ms)
-        self._granted_ns |= dict.fromkeys(ours, now_ns)
-        changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(ours)]
-        return [m for change in changes for m in self._keep(change)]
+        return self._adopt(ours, now_ns)
 
     def _adopt_holdings(self) -> list[msg.Message]:
         """What the account holds beyond our lots was there before us: foreign."""
@@ -275,3 +275,8 @@ class Keeper(Actor):
             self._said_mode = (mode, reason)
             self._store.mode(said, self._operator, who, time.time_ns() // 1_000_000)
         return said
+
+
+def _entries(rows: Iterable[Any]) -> set[str]:
+    """The entries that rows with our ids belong to, exits included."""
+    return {found[0] for row in rows if (found := msg.parse_id(row.order_link_id))}

@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from shared.messages import Fetch, Fetched, Holding, Order, OrderUpdate
+from shared.messages import SEND_NS, Fetch, Fetched, Holding, Order, OrderUpdate
 
 ROUND = ("orders", "executions", "positions", "wallet")
 OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
 NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
-SEND_NS = 1_000_000_000  # ... and only this long after its grant: the router sends within SEND_NS,
-MARGIN_NS = 3_000_000_000  # the exchange takes it within recv_window, and a margin
+MARGIN_NS = 3_000_000_000  # ... and only after SEND_NS, recv_window and this since its grant
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
 ROUND_NS = 30_000_000_000  # a round that is not answered by then is given up
 MAX_QUERIES = 10  # single orders asked for at once

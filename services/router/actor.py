@@ -12,7 +12,6 @@ from shared.instrument import decimal_of, entry_qty
 from shared.settings import Settings, WrongSetting
 
 ANSWER_NS = 3_000_000_000  # a command without an answer is unknown, the next may go
-SEND_NS = 1_000_000_000  # from the ask to the create at most: the keeper's settling counts on it
 ECHO_NS = 2_000_000_000  # an accepted command the keeper does not confirm is looked at again
 ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground for an entry
 REPRICE_MS = 2_000  # market time between two price amends of one order
@@ -169,14 +168,14 @@ class Router(Actor):
         track = self._tracks.get(grant.order_link_id)
         if track is None or not isinstance(track.request, msg.Ask):
             return []
-        if track.request in self._granted_asks:
+        ask = track.request
+        if ask in self._granted_asks:
             return []  # said twice
-        ask, track.request = track.request, None
         if not grant.granted:
+            track.request = None
             self.counters["grants_refused"] += 1
             self._refused[ask.symbol, ask.side] = (ask.bar_start_ms, self._mode_name())
             return []
-        track.request = ask  # until the budget lets it go, in `_send_granted`
         self._granted_asks.append(ask)
         return self._send_granted(now_ns)
 
@@ -201,7 +200,7 @@ class Router(Actor):
 
     def _still_wanted(self, ask: msg.Ask, now_ns: int) -> bool:
         quote, heard_ns = self._quotes.get(ask.symbol, (None, 0))
-        fresh = now_ns - ask.decided_ns <= SEND_NS and now_ns - heard_ns <= self._ttl_ns
+        fresh = now_ns - ask.decided_ns <= msg.SEND_NS and now_ns - heard_ns <= self._ttl_ns
         same = quote is not None and (quote.side, quote.zone != "NONE") == (ask.side, True)
         return fresh and same and self._mode_name() == msg.RUN
 
@@ -252,10 +251,8 @@ class Router(Actor):
     def _converge(self, symbol: str, now_ns: int) -> list[msg.Message]:
         """From what rests to what should rest, one symbol; and what the budget held back before."""
         messages = self._retry(now_ns)
-        instrument, (last, market_ms) = (
-            self._instruments.get(symbol),
-            self._last.get(symbol, (None, 0)),
-        )
+        instrument = self._instruments.get(symbol)
+        last, market_ms = self._last.get(symbol, (None, 0))
         if self._mode is None or (instrument is None and symbol not in self._positions):
             return messages
         position = self._positions.get(symbol) or msg.Position(symbol, self._mode.version, (), ())
