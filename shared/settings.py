@@ -90,10 +90,14 @@ class Settings(BaseSettings):
     PAPER_SPEED: float = Field(1.0, gt=0, le=10_000)
     PAPER_SEED: int = Field(105, ge=0)
     PAPER_HOUR: float = Field(14.0, ge=0, lt=24)
-    PAPER_SYMBOLS: int = Field(500, ge=1, le=500)
+    PAPER_SYMBOLS: int = Field(500, ge=1, le=2_000)
+    PAPER_TICKS: int = Field(1, ge=1, le=200)
+    PAPER_BOOK: Literal["full", "bare"] = "full"
     PAPER_BALANCE_USDT: Decimal = Field(Decimal(1_000), gt=0)
     PAPER_ACK_MS: float = Field(1.0, ge=0, le=60_000)
     PAPER_RATE_LIMIT: int = Field(10, ge=1, le=100_000)
+    PAPER_IP_LIMIT: int = Field(600, ge=1, le=10_000_000)
+    PAPER_STATE: str = ""
 
     @field_validator("PAPER_DATA")
     @classmethod
@@ -159,6 +163,11 @@ class Settings(BaseSettings):
         slots = json.loads(file.read_text()) if file.exists() else {}
         index, shards = slots.get(str(self.WORKER_SLOT), (self.WORKER_SLOT, self.SHARDS))
         return index, shards
+
+    @property
+    def paper_state(self) -> Path:
+        """Where the paper account lives."""
+        return Path(self.PAPER_STATE) if self.PAPER_STATE else self.RUN_DIR / "paper.jsonl"
 
     def names(self, field: str) -> tuple[str, ...]:
         """A comma-separated setting as a tuple; an empty setting is an empty tuple."""

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from services.paper.journal import Journal
 from services.paper.market import Listing
-from services.paper.matching import Matching, Refused
+from services.paper.matching import Matching
+from services.paper.params import Refused
 from services.paper.wallet import Wallet
 
 SYMBOL, OTHER = "AAAUSDT", "BBBUSDT"
 MAKER, TAKER = Decimal("0.0002"), Decimal("0.00055")
 BALANCE = Decimal(1000)
-START = Decimal(100)
+START = Decimal("100.0")
 
 
 def listing(symbol: str) -> Listing:
@@ -30,7 +31,8 @@ class Desk:
 
     def __init__(self, seed: int = 1, balance: Decimal = BALANCE) -> None:
         self.engine = Matching([listing(SYMBOL), listing(OTHER)], balance, seed)
-        self.engine.last = {SYMBOL: START, OTHER: START}
+        for symbol in (SYMBOL, OTHER):
+            self.engine.start(symbol, START)
         self.now_ms = 1_000
 
     def create(self, side: str, qty: Any, price: Any = None, link: str = "", **more: Any) -> str:
@@ -113,7 +115,7 @@ def test_post_only_one_tick_behind_the_last_price_rests(desk: Desk, side: str, p
     order_id = desk.maker(side, 1, price)
     assert desk.status(order_id) == ("New", "0", "EC_NoError")
     (row,) = desk.pushed("order")
-    assert (row["price"], row["leavesQty"], row["lastPriceOnCreated"]) == (price, "1", "100")
+    assert (row["price"], row["leavesQty"], row["lastPriceOnCreated"]) == (price, "1", "100.0")
 
 
 def test_a_post_only_order_amended_across_the_last_price_is_cancelled(desk: Desk) -> None:
@@ -199,7 +201,7 @@ def test_a_gtc_order_that_crosses_trades_as_taker_at_the_last_price(
     order_id = desk.create(side, 10, price)
     assert desk.status(order_id) == ("Filled", "10", "EC_NoError")
     row = desk.engine.executions[0]
-    assert (row["execPrice"], row["isMaker"]) == ("100", False)
+    assert (row["execPrice"], row["isMaker"]) == ("100.0", False)
     assert Decimal(row["execFee"]) == 10 * 100 * TAKER
 
 
@@ -222,7 +224,7 @@ def test_a_gtc_order_amended_across_the_last_price_trades_there(desk: Desk) -> N
     order_id = desk.create("Buy", 5, 99)
     desk.amend(order_id, price=101)
     row = desk.engine.executions[0]
-    assert (row["execPrice"], row["isMaker"], desk.status(order_id)[0]) == ("100", False, "Filled")
+    assert (row["execPrice"], row["isMaker"], desk.status(order_id)[0]) == ("100.0", False, "Filled")
 
 
 # Reduce-only.
@@ -237,7 +239,7 @@ def test_a_reduce_only_order_is_trimmed_to_the_position(desk: Desk) -> None:
 
 
 def test_a_reduce_only_order_may_be_below_the_minimum_value(desk: Desk) -> None:
-    desk.engine.last[SYMBOL] = Decimal(3)
+    desk.engine.start(SYMBOL, Decimal(3))
     desk.create("Buy", 2)  # 2 * 3 = 6 USDT
     assert desk.status(desk.exit("Sell", 1, 4))[0] == "New"  # 1 * 4 = 4 USDT
 
@@ -401,7 +403,7 @@ def test_cancel_all_ends_every_order_or_those_of_one_symbol(desk: Desk) -> None:
     desk.maker("Buy", 1, 99)
     desk.maker("Sell", 1, 101)
     desk.maker("Buy", 1, 99, symbol=OTHER)
-    assert len(desk.engine.cancel_all({"symbol": OTHER}, 1)["list"]) == 1
+    assert len(desk.engine.cancel_all({"category": "linear", "symbol": OTHER}, 1)["list"]) == 1
     assert len(desk.engine.cancel_all({"settleCoin": "USDT"}, 1)["list"]) == 2
     assert desk.engine.open_orders() == []
 
@@ -535,7 +537,8 @@ class Journaled:
         if compact:
             self.journal.open(self.desk.engine, 0, self.desk.now_ms)
         fresh = Desk()
-        fresh.engine.last = dict(self.desk.engine.last)
+        for symbol, price in self.desk.engine.last.items():
+            fresh.engine.start(symbol, price)
         Journal(self.path, {}).restore(fresh.engine)
         return fresh
 
@@ -581,6 +584,7 @@ def test_the_queue_is_the_same_after_a_restart() -> None:
 def test_leverage_is_the_same_after_a_restart() -> None:
     with TemporaryDirectory() as folder:
         live = Journaled(folder)
-        live.desk.engine.wallet.leverage[SYMBOL] = Decimal(1)
-        again = live.again(compact=True)
-        assert again.engine.wallet.margin_leverage(SYMBOL) == 1
+        live.desk.engine.set_leverage(SYMBOL, Decimal(1))
+        live.journal.write(live.desk.engine.take_pushes(), live.desk.engine, 0)
+        for compact in (False, True):
+            assert live.again(compact).engine.wallet.margin_leverage(SYMBOL) == 1

@@ -64,6 +64,7 @@ def run(feed):
         _env_file=None,
         SIZE_USDT=SIZE,
         RATE_LIMIT=1_000,
+        PAPER_BOOK="bare",
         PAPER_BALANCE_USDT=Decimal(1_000_000),
     )
     fills = {listing.symbol: [] for listing in feed.listings}

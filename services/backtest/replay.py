@@ -13,7 +13,8 @@ from typing import Any
 from services.ingestor.actor import Ingestor
 from services.keeper.actor import Keeper
 from services.paper.market import MINUTE_MS, Feed
-from services.paper.matching import Matching, Refused
+from services.paper.matching import Matching
+from services.paper.params import Refused
 from services.paper.ticker import Ticker
 from services.router.actor import Router
 from services.worker.actor import Worker
@@ -48,11 +49,12 @@ class Exchange:
     def __init__(self, settings: Settings, ticker: Ticker) -> None:
         self.ticker = ticker
         self.names = [listing.symbol for listing in ticker.listings]
-        self.matching = Matching(ticker.listings, settings.PAPER_BALANCE_USDT, settings.PAPER_SEED)
+        self.matching = Matching(
+            *(ticker.listings, settings.PAPER_BALANCE_USDT, settings.PAPER_SEED),
+            spread=settings.PAPER_BOOK == "full",
+        )
         for index, listing in enumerate(ticker.listings):
-            self.matching.last[listing.symbol] = (
-                int(ticker.closed[-1][1][3, index]) * listing.tick_size
-            )
+            self.matching.start(listing.symbol, ticker.last[index] * listing.tick_size)
         self.now_ms = 0
 
     def kline(self, index: int) -> msg.Kline:

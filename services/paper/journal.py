@@ -5,15 +5,17 @@ them. Balance and positions are the snapshot's plus the executions after it. A l
 operating system before its push leaves: a killed process loses nothing, a power cut may.
 """
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from services.paper.matching import Matching, Row
+from services.paper.matching import Matching
+from services.paper.order import Row
 
 COMPACT_BYTES = 20_000_000
-KEPT_TOPICS = ("order", "execution")
+KEPT_TOPICS = ("order", "execution", "leverage", "deposit")
 
 
 class WrongMarket(ValueError):
@@ -56,6 +58,8 @@ class Journal:
                 matching.restore_leverage(line["leverage"])
             elif "order" in line:
                 matching.restore_order(line["order"], line.get("number", 0))
+            elif "deposit" in line:
+                matching.wallet.deposit(Decimal(line["deposit"]["amount"]))
             elif "execution" in line:
                 matching.restore_execution(line["execution"], line.get("old", False))
         matching.restored()
@@ -84,11 +88,6 @@ class Journal:
             self._file.close()
             self.open(matching, self._origin_ms, market_ms)
             self._bytes = 0
-
-    def leverage(self, symbol: str, leverage: str) -> None:
-        """The leverage of one symbol was set."""
-        line = {"leverage": {symbol: leverage}}
-        self._bytes += self._file.write(orjson.dumps(line) + b"\n")
 
     def mark(self, market_ms: int) -> None:
         """Market time goes on, even when nothing happens."""

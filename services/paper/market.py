@@ -43,6 +43,9 @@ class Listing(NamedTuple):
     min_order_qty: Decimal
     max_order_qty: Decimal
     funding_interval_min: int
+    spread_ticks: int = 1
+    trades_a_second: float = 1.0
+    status: str = "Trading"
 
 
 class Minute(NamedTuple):
@@ -90,9 +93,12 @@ def listings_table() -> list[dict[str, str]]:
 
 
 def _listing(row: dict[str, str], tick: Decimal | None = None) -> Listing:
+    coarse = float(row["tick_bp"]) > 1  # a tick wider than 1 bp is the whole spread
+    wider = round(2 / (float(row["qv_day_bybit"]) / 1e7) ** 0.5)
     return Listing(
         *(row["symbol"], tick or Decimal(row["tick"]), Decimal(row["qty_step"])),
         *(Decimal(row["min_qty"]), Decimal(row["max_qty"]), int(row["funding_min"])),
+        *(1 if coarse else 1 + wider, float(row["trades_day"]) / 86_400),
     )
 
 
@@ -141,11 +147,20 @@ def _decay(half_life: float) -> float:
     return float(0.5 ** (1.0 / half_life))
 
 
+def _copy(row: dict[str, str], number: int) -> dict[str, str]:
+    """A symbol of its own with the same grid and habits: the table has only 500."""
+    return row | {"symbol": f"{row['symbol'].removesuffix('USDT')}{number}USDT"}
+
+
 class Synthetic:
     """One correlated, heavy-tailed market: the same seed, start and symbols, the same prices."""
 
     def __init__(self, count: int, seed: int, start_ms: int, hour: float) -> None:
-        rows = sorted(listings_table(), key=lambda row: -float(row["qv_day_bybit"]))[:count]
+        table = sorted(listings_table(), key=lambda row: -float(row["qv_day_bybit"]))
+        copies = (
+            _copy(row, number) for number in range(2, 2 + count // len(table)) for row in table
+        )
+        rows = [*table, *copies][:count]
         rows.sort(key=lambda row: row["symbol"])
         self.listings = [_listing(row) for row in rows]
 
@@ -313,7 +328,15 @@ def _iso(ms: int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat()
 
 
-UNLISTED = {"qty_step": "1", "min_qty": "1", "max_qty": "1000000", "funding_min": "480"}
+UNLISTED = {
+    "qty_step": "1",
+    "min_qty": "1",
+    "max_qty": "1000000",
+    "funding_min": "480",
+    "tick_bp": "2",
+    "qv_day_bybit": "1e7",
+    "trades_day": "86400",
+}
 """The lot of a recorded symbol that is not in the table of the synthetic market."""
 
 

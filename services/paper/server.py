@@ -13,13 +13,19 @@ from pathlib import Path
 
 from aiohttp import web
 
-from services.paper.actor import HISTORY, Paper
+from services.paper.actor import Paper, serve_unix
 from services.paper.clock import Clock
+from services.paper.control import Control
 from services.paper.journal import Journal, WrongMarket
 from services.paper.market import MINUTE_MS, BadData, Feed, Replay, Synthetic
+from services.paper.order import Row
 from services.paper.ticker import Ticker
+from services.paper.venue import Venue
 from shared.actor import die_with_parent, hold_lock
 from shared.settings import WRONG_SETTING_EXIT, Settings, load
+
+HISTORY = 400  # minutes of klines before the start
+CONTROL = "paper.sock"
 
 log = logging.getLogger("paper")
 
@@ -55,6 +61,22 @@ def market_of(settings: Settings) -> dict[str, str]:
     return {name: str(getattr(settings, name)) for name in names}
 
 
+def venue_of(
+    settings: Settings, ticker: Ticker, journal: Journal, origin_ms: int, market_ms: int
+) -> Venue:
+    """The exchange with the account that the journal remembers, and writes down from now on."""
+    stopped_ms = journal.market_ms
+
+    def keep(pushes: list[tuple[str, Row]], at_ms: int) -> None:
+        journal.write(pushes, venue.matching, at_ms)
+
+    venue = Venue(settings, ticker, keep)
+    journal.restore(venue.matching)
+    venue.restored(stopped_ms or market_ms)
+    journal.open(venue.matching, origin_ms, market_ms)
+    return venue
+
+
 def run() -> None:
     """Serve until SIGTERM."""
     settings = load()
@@ -80,14 +102,16 @@ def run() -> None:
 
 async def _serve(settings: Settings) -> None:
     began = time.monotonic()
-    journal = Journal(settings.RUN_DIR / "paper.jsonl", market_of(settings))
+    journal = Journal(settings.paper_state, market_of(settings))
     feed, start_ms, origin_ms = feed_of(settings, time.time_ns() // 1_000_000, journal.origin_ms)
     if settings.PAPER_FEED == "replay" or settings.PAPER_SPEED != 1:
         start_ms = journal.market_ms or start_ms
-    ticker = Ticker(feed)
+    ticker = Ticker(feed, settings.PAPER_TICKS)
     ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS)
     clock = Clock(start_ms, time.monotonic_ns(), settings.PAPER_SPEED)
-    paper = Paper(settings, ticker, clock, journal, origin_ms)
+    venue = venue_of(settings, ticker, journal, origin_ms, start_ms)
+    paper = Paper(venue, clock, journal)
+    control = await serve_unix(Control(paper).application(), settings.RUN_DIR / CONTROL)
     runner = web.AppRunner(paper.application(), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", settings.PAPER_PORT, shutdown_timeout=0.5)
@@ -111,3 +135,4 @@ async def _serve(settings: Settings) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await market
     await runner.cleanup()
+    await control.cleanup()

@@ -11,15 +11,18 @@ from services.paper.market import MINUTE_MS, POINTS, Feed, Listing, Minute
 
 KEEP = 1_000  # closed minutes for GET kline
 POINT_MS = MINUTE_MS // POINTS
+BURST = 40.0  # variance over mean of the trades in a second
+MAX_BURST = 50  # trades of one point
 
 
 class Point(NamedTuple):
-    """One trade of the market: the symbol by its place, price in ticks, quantity in base coin."""
+    """One symbol trades: its place, price in ticks, quantity in base coin, price before."""
 
     which: int
     ticks: int
     volume: float
     ts_ms: int
+    before: int
 
 
 class Forming(NamedTuple):
@@ -36,48 +39,78 @@ class Forming(NamedTuple):
     ts_ms: int
 
 
+class Day(NamedTuple):
+    """Of the stored bars, a day at most: prices in ticks, traded coins and USDT."""
+
+    open: int
+    high: int
+    low: int
+    hour_ago: int
+    volume: float
+    turnover: float
+
+
 Closed = tuple[int, NDArray[np.int64], NDArray[np.float64]]
 """start_ms, int64 (4, symbols) ohlc in ticks, float64 (2, symbols) volume and turnover."""
 
 
 class Ticker:
-    """Runs through minutes: symbol i trades at second k + i/n, and all bars close at once."""
+    """Runs through minutes: symbol i trades at second k + i/n, and all bars close at once.
 
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
+    `rate` points a second and symbol lie on straight lines between the feed's. Symbols in `held`
+    stand still: only `inject` moves them.
+    """
+
+    def __init__(self, feed: Feed, rate: int = 1) -> None:
+        self._feed, self._rate = feed, rate
         self.listings: list[Listing] = feed.listings
         self.closed: deque[Closed] = deque(maxlen=KEEP)
+        self.held: set[int] = set()
         self._ticks = [float(listing.tick_size) for listing in self.listings]
         self._decimals = [max(0, -_exponent(listing)) for listing in self.listings]
         self._minute: Minute | None = None
+        self._path: list[list[int]] = []
+        self._volume: list[float] = []
         self._cursor = 0
+        self._odd: set[int] = set()  # symbols whose minute is not the feed's
         self.forming: list[Forming | None] = [None] * len(self.listings)
+        self.last: list[int] = [0] * len(self.listings)
         self.ended = False
+        self._days: list[Day] = []
+        self._days_at = 0
 
     def warm_up(self, until_ms: int) -> None:
         """Take every whole minute before `until_ms` as closed, without trading it."""
         self._feed.skip_to(until_ms - KEEP * MINUTE_MS)
         while minute := self._feed.next():
             if minute.start_ms >= until_ms:
-                self._minute = minute
+                self._begin(minute)
+                self.last = self.closed[-1][1][3].tolist() if self.closed else self._path[0]
                 return
             self._close(minute)
         self.ended = True
 
     def run(self, until_ms: int) -> Iterator[Point | None]:
         """Points up to `until_ms`, in order; None where a minute has just closed."""
-        n = len(self.listings)
+        n, rate = len(self.listings), self._rate
+        step_ms = POINT_MS / rate
         while self._minute is not None:
-            start_ms, path, volume = self._minute
-            while self._cursor < POINTS * n:
-                second, index = divmod(self._cursor, n)
-                ts_ms = start_ms + second * POINT_MS + index * POINT_MS // n
+            start_ms = self._minute.start_ms
+            while self._cursor < POINTS * rate * n:
+                step, index = divmod(self._cursor, n)
+                ts_ms = start_ms + int(step * step_ms + index * step_ms / n)
                 if ts_ms > until_ms:
                     return
                 self._cursor += 1
-                point = Point(index, int(path[second, index]), float(volume[index]) / POINTS, ts_ms)
-                self._form(point, start_ms)
-                yield point
+                if index in self.held:
+                    self._odd.add(index)
+                    continue
+                second, part = divmod(step, rate)
+                ticks = self._path[second][index]
+                if part + 1 < rate:
+                    old = self._path[max(second - 1, 0)][index]
+                    ticks = old + round((ticks - old) * (part + 1) / rate)
+                yield self._form(index, ticks, self._volume[index], ts_ms)
             if start_ms + MINUTE_MS - 1 > until_ms:
                 return
             self._close(self._minute)
@@ -85,8 +118,27 @@ class Ticker:
             self.forming = [f and f._replace(confirm=True, ts_ms=end_ms) for f in self.forming]
             yield None
             self.forming = [None] * n
-            self._minute, self._cursor = self._feed.next(), 0
+            self._odd = set(self.held)
+            self._begin(self._feed.next())
         self.ended = True
+
+    def inject(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
+        """A trade that is not the feed's."""
+        self._odd.add(index)
+        return self._form(index, ticks, volume, ts_ms)
+
+    def tape(self, point: Point) -> list[tuple[int, float]]:
+        """The single trades of a point, (ticks, volume): they run to its price and sum up to it.
+
+        Their number comes in bursts (Gamma), the same for the same point.
+        """
+        which, ticks, volume, ts_ms, before = point
+        mean = self.listings[which].trades_a_second / self._rate
+        rng = np.random.Generator(np.random.PCG64([ts_ms, which]))
+        burst = rng.gamma(mean / BURST, BURST)
+        count = min(MAX_BURST, 1 + int(burst))
+        part = volume / count
+        return [(before + round((ticks - before) * i / count), part) for i in range(1, count + 1)]
 
     def price(self, index: int, ticks: float) -> str:
         """A price as the exchange writes it."""
@@ -123,24 +175,56 @@ class Ticker:
                 rows.append([str(at_ms), *prices, *(f"{x:.8g}" for x in traded[:, index])])
         return rows
 
-    def _form(self, point: Point, start_ms: int) -> None:
-        index, ticks, volume, ts_ms = point
+    def day(self, index: int) -> Day:
+        """What the stored bars of one symbol come to."""
+        if not self.closed:
+            last = self.last[index]
+            return Day(last, last, last, last, 0.0, 0.0)
+        if self._days_at != self.closed[-1][0]:
+            self._days_at, self._days = self.closed[-1][0], _days(self.closed)
+        return self._days[index]
+
+    def _begin(self, minute: Minute | None) -> None:
+        self._minute, self._cursor = minute, 0
+        if minute is not None:
+            self._path = minute.path.tolist()
+            self._volume = (minute.volume / (POINTS * self._rate)).tolist()
+
+    def _form(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
         old = self.forming[index]
+        start_ms = self._minute.start_ms if self._minute else ts_ms // MINUTE_MS * MINUTE_MS
         turnover = volume * ticks * self._ticks[index]
         if old is None:
             new = Forming(start_ms, ticks, ticks, ticks, ticks, volume, turnover, False, ts_ms)
         else:
             new = Forming(
-                *(start_ms, old.open, max(old.high, ticks), min(old.low, ticks), ticks),
+                *(old.start_ms, old.open, max(old.high, ticks), min(old.low, ticks), ticks),
                 *(old.volume + volume, old.turnover + turnover, False, ts_ms),
             )
-        self.forming[index] = new
+        point = Point(index, ticks, volume, ts_ms, self.last[index])
+        self.forming[index], self.last[index] = new, ticks
+        return point
 
     def _close(self, minute: Minute) -> None:
         path = minute.path
         ohlc = np.array([path[0], path.max(axis=0), path.min(axis=0), path[-1]])
         turnover = minute.volume / POINTS * path.sum(axis=0) * np.array(self._ticks)
-        self.closed.append((minute.start_ms, ohlc, np.array([minute.volume, turnover])))
+        traded = np.array([minute.volume, turnover])
+        for index in range(len(self.listings)) if self._rate > 1 and self._path else self._odd:
+            formed = self.forming[index]
+            if formed is not None:
+                ohlc[:, index], traded[:, index] = formed[1:5], formed[5:7]
+            else:
+                ohlc[:, index], traded[:, index] = self.last[index], 0
+        self.closed.append((minute.start_ms, ohlc, traded))
+
+
+def _days(closed: deque[Closed]) -> list[Day]:
+    ohlc = np.stack([bar for _, bar, _ in closed])
+    traded = np.stack([amounts for _, _, amounts in closed]).sum(axis=0)
+    hour_ago = ohlc[max(0, len(ohlc) - 60), 0]
+    columns = (ohlc[0, 0], ohlc[:, 1].max(axis=0), ohlc[:, 2].min(axis=0), hour_ago, *traded)
+    return [Day(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _exponent(listing: Listing) -> int:
