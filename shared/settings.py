@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     DIE_WITH_PARENT: bool = False
 
     PAPER_PORT: int = Field(8801, ge=1, le=65_535)
-    PAPER_FEED: Literal["synthetic", "replay"] = "synthetic"
+    PAPER_FEED: Literal["synthetic", "replay", "live"] = "synthetic"
     PAPER_DATA: str = ""
     PAPER_START: str = ""
     PAPER_HOURS: float = Field(0, ge=0)
@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     PAPER_RATE_LIMIT: int = Field(10, ge=1, le=100_000)
     PAPER_IP_LIMIT: int = Field(600, ge=1, le=10_000_000)
     PAPER_STATE: str = ""
+    PAPER_LIVE_REST: str = "https://api.bybit.com"
+    PAPER_LIVE_STREAM: str = "wss://stream.bybit.com"
 
     @field_validator("PAPER_DATA")
     @classmethod
@@ -106,7 +108,7 @@ class Settings(BaseSettings):
             raise ValueError("no such file or folder")
         return value
 
-    @field_validator("BYBIT_REST_URL", "BYBIT_STREAM_URL")
+    @field_validator("BYBIT_REST_URL", "BYBIT_STREAM_URL", "PAPER_LIVE_REST", "PAPER_LIVE_STREAM")
     @classmethod
     def _is_address(cls, value: str) -> str:
         at = urlsplit(value)  # raises ValueError where it is none
@@ -130,6 +132,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"INTERVAL: the paper exchange has 1-minute klines, got {self.INTERVAL}"
             )
+        if self.PAPER_FEED == "live" and self.PAPER_SPEED != 1:
+            raise ValueError("PAPER_SPEED: the live market runs at speed 1")
         if self.PAPER_FEED == "replay" and not self.PAPER_DATA:
             raise ValueError(
                 "PAPER_DATA: a file or folder of klines is needed by PAPER_FEED=replay"

@@ -69,7 +69,7 @@ class Desk:
         before = len(self.engine.executions)
         self.engine.trade(symbol, Decimal(str(price)), Decimal(str(qty)), self.now_ms)
         return [
-            (row["orderId"], row["execPrice"], row["execQty"], row["isMaker"])
+            (row["orderId"], f"{float(row['execPrice']):g}", row["execQty"], row["isMaker"])
             for row in self.engine.executions[before:]
         ]
 
@@ -224,7 +224,11 @@ def test_a_gtc_order_amended_across_the_last_price_trades_there(desk: Desk) -> N
     order_id = desk.create("Buy", 5, 99)
     desk.amend(order_id, price=101)
     row = desk.engine.executions[0]
-    assert (row["execPrice"], row["isMaker"], desk.status(order_id)[0]) == ("100.0", False, "Filled")
+    assert (row["execPrice"], row["isMaker"], desk.status(order_id)[0]) == (
+        "100.0",
+        False,
+        "Filled",
+    )
 
 
 # Reduce-only.
@@ -404,7 +408,7 @@ def test_cancel_all_ends_every_order_or_those_of_one_symbol(desk: Desk) -> None:
     desk.maker("Sell", 1, 101)
     desk.maker("Buy", 1, 99, symbol=OTHER)
     assert len(desk.engine.cancel_all({"category": "linear", "symbol": OTHER}, 1)["list"]) == 1
-    assert len(desk.engine.cancel_all({"settleCoin": "USDT"}, 1)["list"]) == 2
+    assert len(desk.engine.cancel_all({"category": "linear", "settleCoin": "USDT"}, 1)["list"]) == 2
     assert desk.engine.open_orders() == []
 
 

@@ -193,6 +193,8 @@ class Api:
         return {"category": "linear", "list": found}
 
     def _risk_limit(self, params: Params, _: Now) -> Row:
+        if self._elsewhere(params):
+            return {"category": params["category"], "list": [], "nextPageCursor": ""}
         symbols = [params["symbol"]] if params.get("symbol") else list(self._public.symbols)
         if params.get("symbol"):
             self._known(params)
@@ -229,7 +231,7 @@ class Api:
     # The account.
 
     def _realtime(self, params: Params, now: Now) -> Row:
-        if self._category(params) != "linear":
+        if self._elsewhere(params):
             return _page([], params, 20, 50)
         if params.get("orderId") or params.get("orderLinkId"):
             order = self._matching.find(dict(params))
@@ -245,7 +247,7 @@ class Api:
 
     def _history(self, params: Params, now: Now) -> Row:
         """Ended orders: a little late, and those without a fill only for a day."""
-        if self._category(params) != "linear":
+        if self._elsewhere(params):
             return _page([], params, 20, 50)
         since, until = _span(params)
         keys = {name: params.get(name) for name in ("orderId", "orderLinkId", "orderStatus")}
@@ -277,7 +279,7 @@ class Api:
         return page
 
     def _executions(self, params: Params, _: Now) -> Row:
-        if self._category(params) != "linear":
+        if self._elsewhere(params):
             return _page([], params, 50, 100)
         since, until = _span(params)
         names = ("symbol", "orderLinkId", "orderId", "execType")
@@ -296,7 +298,7 @@ class Api:
         return _page(found, params, 50, 100)
 
     def _positions(self, params: Params, _: Now) -> Row:
-        if self._category(params) != "linear":
+        if self._elsewhere(params):
             return _page([], params, 20, 200)
         if params.get("symbol"):
             self._known(params)
@@ -311,6 +313,8 @@ class Api:
         return _page(found, params, 20, 200)
 
     def _closed_pnl(self, params: Params, _: Now) -> Row:
+        if self._elsewhere(params):
+            return _page([], params, 50, 100)
         since, until = _span(params)
         symbol = params.get("symbol")
         found = [
@@ -338,6 +342,8 @@ class Api:
         }
 
     def _fee_rate(self, params: Params, _: Now) -> Row:
+        if self._elsewhere(params):
+            return {"list": []}
         symbols = [params["symbol"]] if params.get("symbol") else list(self._public.symbols)
         if params.get("symbol"):
             self._known(params)
@@ -411,6 +417,11 @@ class Api:
         if category != "linear" and category not in OTHER_CATEGORIES:
             raise invalid("category")
         return str(category)
+
+    def _elsewhere(self, params: Params) -> bool:
+        """Whether it asks for another market: another category, or another coin of settlement."""
+        coin = None if params.get("symbol") else params.get("settleCoin")
+        return self._category(params) != "linear" or coin not in (None, "", "USDT")
 
     def _scope(self, params: Params) -> None:
         if not any(params.get(name) for name in ("symbol", "baseCoin", "settleCoin")):

@@ -108,7 +108,9 @@ class Auditor:
         bar_ms = int(link_id.split("-")[2], 16) * MINUTE_MS
         if not bar_ms <= now.market_ms < bar_ms + MINUTE_MS + self._late_ms:
             self._breach("V12", now.market_ms, f"{link_id} is of another bar")
-        value = Decimal(str(params.get("qty"))) * Decimal(str(params.get("price")))
+        if not params.get("price"):
+            return  # a market order: none of the bot's
+        value = Decimal(str(params["qty"])) * Decimal(str(params["price"]))
         if value > self._limits.size_usdt * SIZE_MARGIN:
             self._breach("V13", now.market_ms, f"{link_id} is worth {value:f} USDT")
 

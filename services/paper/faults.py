@@ -6,6 +6,7 @@ strikes, `p` a chance instead, `for_s` how long it lives.
 """
 
 from collections import deque
+from decimal import Decimal, InvalidOperation
 from random import Random
 from typing import Any
 
@@ -36,6 +37,9 @@ NAMES = {
     *("limit", "reset", "side", "qty", "price", "queue", "rate", "amount", "mode", "leverage"),
     *("tick_size", "qty_step", "min_order_qty", "max_order_qty", "market"),
 }
+TEXTS = {"path", "method", "kind", "topic", "symbol", "text", "reason", "reset", "side", "mode"}
+DECIMALS = {"share", "pct", "qty", "price", "rate", "amount", "leverage", "tick_size", "qty_step"}
+DECIMALS |= {"min_order_qty", "max_order_qty"}
 NUMBERS = {"times", "nth", "p", "for_s", "ms", "status", "code", "k", "age_s", "window", "limit"}
 KEPT_FRAMES = 50  # of a socket, for stale_replay
 
@@ -66,6 +70,7 @@ class Faults:
     def __init__(self, seed: int) -> None:
         self.rules: list[Rule] = []
         self.struck = 0
+        self.failed: list[str] = []  # planned faults that could not be done
         self._plan: list[tuple[float, Row]] = []
         self._random, self._number, self._now_s = Random(seed), 0, 0.0
 
@@ -80,8 +85,7 @@ class Faults:
     def plan(self, plan: Any, now_s: float) -> int:
         """Faults to come: a list of [seconds from now, fault]; how many. Raises BadFault."""
         if not isinstance(plan, list) or not all(
-            isinstance(one, list) and len(one) == 2 and isinstance(one[0], int | float)
-            for one in plan
+            isinstance(one, list) and len(one) == 2 and _is_number(one[0]) for one in plan
         ):
             raise BadFault("plan: expected a list of [seconds, fault]")
         self._plan += [(now_s + float(at_s), checked(fault)) for at_s, fault in plan]
@@ -190,16 +194,32 @@ def checked(fault: Any) -> Row:
     if not isinstance(fault, dict):
         raise BadFault("fault: expected an object")
     where, action = fault.get("where"), fault.get("action")
-    if where not in ACTIONS:
+    if not isinstance(where, str) or where not in ACTIONS:
         raise BadFault(f"where: one of {', '.join(ACTIONS)}, got {where!r}")
     if action not in ACTIONS[where]:
         raise BadFault(f"action: of {where} one of {', '.join(ACTIONS[where])}, got {action!r}")
     if unknown := set(fault) - NAMES:
         raise BadFault(f"unknown: {', '.join(sorted(unknown))}")
-    for name in NUMBERS & set(fault):
-        if not isinstance(fault[name], int | float) or isinstance(fault[name], bool):
-            raise BadFault(f"{name}: expected a number, got {fault[name]!r}")
+    for name in sorted(set(fault)):
+        value = fault[name]
+        if name in NUMBERS and not _is_number(value):
+            raise BadFault(f"{name}: expected a number, got {value!r}")
+        if name in TEXTS and not isinstance(value, str):
+            raise BadFault(f"{name}: expected a text, got {value!r}")
+        if name in DECIMALS and not _is_decimal(value):
+            raise BadFault(f"{name}: expected a decimal number, got {value!r}")
     return fault
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _is_decimal(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float | str) and abs(Decimal(str(value))) < Decimal("1e15")
+    except InvalidOperation:
+        return False
 
 
 def random_plan(seed: int, seconds: float, every_s: float, symbols: list[str]) -> list[Any]:

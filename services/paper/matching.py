@@ -91,6 +91,8 @@ class Matching:
         asked = number(params, "price", listing.tick_size) if kind == "Limit" else None
         price = self._permitted(listing, side, asked)
         qty = self._qty(params, listing, side, price, reduces, bool(terms.get("triggerPrice")))
+        if terms.get("triggerPrice"):
+            self.stops.check_room(symbol)
         if len(self._open[symbol]) >= MAX_OPEN_PER_SYMBOL:
             raise Refused(110020, "not allowed to have more than 500 active orders")
         clean = {"symbol": symbol, "side": side, "orderType": kind, "reduceOnly": reduces}
@@ -156,14 +158,18 @@ class Matching:
     def cancel_all(self, params: Params, now_ms: int) -> Row:
         """POST /v5/order/cancel-all: one symbol, or everything of a coin. Raises Refused."""
         symbol, base = params.get("symbol"), params.get("baseCoin")
+        if params.get("category") != "linear":
+            raise invalid("category")
         kind = choice(params, "orderFilter", ("Order", "StopOrder", "OpenOrder"), "OpenOrder")
-        if not (symbol or base or params.get("settleCoin")):
+        settled = params.get("settleCoin")
+        if not (symbol or base or settled):
             raise Refused(10001, "params error: symbol, baseCoin or settleCoin is required")
         if symbol:
             self._listing(params)
+        other = not (symbol or base) and settled != "USDT"
         gone = [
             order
-            for order in self.open_orders()
+            for order in ([] if other else self.open_orders())
             if (order.symbol == symbol if symbol else not base or order.symbol == f"{base}USDT")
             and (kind == "OpenOrder" or (kind == "StopOrder") == (order.status == "Untriggered"))
         ][:MAX_OPEN_PER_SYMBOL]
@@ -626,8 +632,8 @@ class Matching:
         size = self.wallet.position(symbol).size
         self.stops.attach(order, qty, size, now_ms)
         self.stops.resize(symbol, size, now_ms)
-        if not size:
-            for other in [o for o in self._open[symbol] if o.reduce_only]:
+        for other in [o for o in self._open[symbol] if o.reduce_only]:
+            if not size or (size > 0) == (other.side == BUY):
                 self.end(other, "Cancelled", "EC_NoError", now_ms, "CancelByReduceOnly")
 
     def _executed(self, row: Row, realised: Decimal) -> None:

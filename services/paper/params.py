@@ -5,6 +5,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 Params = Mapping[str, Any]
+SMALLEST, LARGEST = Decimal("1e-15"), Decimal("1e15")
 LONGEST = 40  # characters of a number; longer ones are nobody's price
 
 
@@ -22,17 +23,22 @@ def invalid(name: str) -> Refused:
 
 
 def number(params: Params, name: str, step: Decimal | None = None) -> Decimal:
-    """A positive number, a multiple of `step`, from text or a number. Raises Refused."""
+    """A positive number, from text or a number; a multiple of `step`, and written as one.
+
+    Raises Refused.
+    """
     text = str(params.get(name))
     try:
         value = Decimal(text if len(text) <= LONGEST else "")
     except InvalidOperation:
         raise invalid(name) from None
-    if not value.is_finite() or not 0 < value < Decimal("1e15"):
+    if not value.is_finite() or not SMALLEST <= value < LARGEST:
         raise invalid(name)
-    if step and value % step:
+    if step is None:
+        return value
+    if value % step:
         raise invalid(name)
-    return value
+    return value // step * step
 
 
 def whole(params: Params, name: str, default: int) -> int:

@@ -12,7 +12,7 @@ from zlib import crc32
 from services.paper.market import MINUTE_MS
 from services.paper.matching import Matching
 from services.paper.order import BUY, SELL, Row
-from services.paper.ticker import Point, Ticker
+from services.paper.ticker import Point, Prices
 
 RATE_STEP = Decimal("0.000001")
 USUAL_RATE = 1e-4  # funding rates of one interval lie within a few of these
@@ -25,7 +25,7 @@ Levels = list[tuple[str, str]]
 class Public:
     """Views on the market; symbols by their place in the ticker's listings."""
 
-    def __init__(self, ticker: Ticker, matching: Matching, seed: int) -> None:
+    def __init__(self, ticker: Prices, matching: Matching, seed: int) -> None:
         self.ticker, self._matching, self._seed = ticker, matching, seed
         self.symbols = [listing.symbol for listing in ticker.listings]
         self.index = {symbol: i for i, symbol in enumerate(self.symbols)}
@@ -110,11 +110,12 @@ class Public:
     def prints(self, point: Point) -> Iterator[tuple[str, str, str, str, int]]:
         """The single trades of a point: (id, side, price, size, ts)."""
         before = point.before
-        for number, (ticks, volume) in enumerate(self.ticker.tape(point)):
+        step = self._matching.listings[self.symbols[point.which]].qty_step
+        for number, (ticks, lots) in enumerate(self.ticker.tape(point)):
             side = BUY if ticks > before or (ticks == before and number % 2) else SELL
             identity = f"{point.ts_ms:x}-{point.which:x}-{number:x}"
-            size = f"{volume:.8g}"
-            yield identity, side, self.ticker.price(point.which, ticks), size, point.ts_ms
+            price = self.ticker.price(point.which, ticks)
+            yield identity, side, price, f"{lots * step:f}", point.ts_ms
             before = ticks
 
     def recent_trades(self, index: int, limit: int) -> list[Row]:

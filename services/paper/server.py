@@ -19,7 +19,8 @@ from services.paper.control import Control
 from services.paper.journal import Journal, WrongMarket
 from services.paper.market import MINUTE_MS, BadData, Feed, Replay, Synthetic
 from services.paper.order import Row
-from services.paper.ticker import Ticker
+from services.paper.ticker import Prices, Ticker
+from services.paper.upstream import Upstream
 from services.paper.venue import Venue
 from shared.actor import die_with_parent, hold_lock
 from shared.settings import WRONG_SETTING_EXIT, Settings, load
@@ -57,12 +58,13 @@ def market_of(settings: Settings) -> dict[str, str]:
     names = {
         "synthetic": ("PAPER_FEED", "PAPER_SEED", "PAPER_HOUR", "PAPER_SYMBOLS"),
         "replay": ("PAPER_FEED", "PAPER_DATA", "PAPER_START"),
+        "live": ("PAPER_FEED", "PAPER_LIVE_REST"),
     }[settings.PAPER_FEED]
     return {name: str(getattr(settings, name)) for name in names}
 
 
 def venue_of(
-    settings: Settings, ticker: Ticker, journal: Journal, origin_ms: int, market_ms: int
+    settings: Settings, ticker: Prices, journal: Journal, origin_ms: int, market_ms: int
 ) -> Venue:
     """The exchange with the account that the journal remembers, and writes down from now on."""
     stopped_ms = journal.market_ms
@@ -100,14 +102,25 @@ def run() -> None:
         sys.exit(WRONG_SETTING_EXIT)
 
 
-async def _serve(settings: Settings) -> None:
-    began = time.monotonic()
-    journal = Journal(settings.paper_state, market_of(settings))
-    feed, start_ms, origin_ms = feed_of(settings, time.time_ns() // 1_000_000, journal.origin_ms)
+def _recorded(settings: Settings, journal: Journal, wall_ms: int) -> tuple[Prices, int, int]:
+    """A source of prices, market time now, and the first minute of its market. Raises BadData."""
+    feed, start_ms, origin_ms = feed_of(settings, wall_ms, journal.origin_ms)
     if settings.PAPER_FEED == "replay" or settings.PAPER_SPEED != 1:
         start_ms = journal.market_ms or start_ms
     ticker = Ticker(feed, settings.PAPER_TICKS)
     ticker.warm_up(start_ms // MINUTE_MS * MINUTE_MS)
+    return ticker, start_ms, origin_ms
+
+
+async def _serve(settings: Settings) -> None:
+    began = time.monotonic()
+    journal = Journal(settings.paper_state, market_of(settings))
+    start_ms, origin_ms = time.time_ns() // 1_000_000, 0
+    upstream = Upstream(settings) if settings.PAPER_FEED == "live" else None
+    if upstream:
+        ticker: Prices = await upstream.begin()
+    else:
+        ticker, start_ms, origin_ms = _recorded(settings, journal, start_ms)
     clock = Clock(start_ms, time.monotonic_ns(), settings.PAPER_SPEED)
     venue = venue_of(settings, ticker, journal, origin_ms, start_ms)
     paper = Paper(venue, clock, journal)
@@ -136,3 +149,5 @@ async def _serve(settings: Settings) -> None:
         await market
     await runner.cleanup()
     await control.cleanup()
+    if upstream:
+        upstream.close()

@@ -184,7 +184,7 @@ class Sessions:
         return ""
 
     def _leave(self, session: Session, topic: Any) -> None:
-        if topic not in session.topics:
+        if not isinstance(topic, str) or topic not in session.topics:
             return
         session.topics.discard(topic)
         self._subscribers[topic].discard(session)

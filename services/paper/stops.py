@@ -61,13 +61,15 @@ class Stops:
         self._desk = desk
         self.waiting: defaultdict[str, list[Order]] = defaultdict(list)
 
-    def add(self, order: Order) -> None:
-        """A conditional order that somebody placed. Raises Refused."""
-        queue = self.waiting[order.symbol]
-        if sum(not other.from_position for other in queue) >= MAX_CONDITIONAL:
+    def check_room(self, symbol: str) -> None:
+        """Whether one more conditional order may wait. Raises Refused."""
+        if sum(not other.from_position for other in self.waiting[symbol]) >= MAX_CONDITIONAL:
             raise Refused(110009, "The number of stop orders exceeds the maximum allowable limit")
+
+    def add(self, order: Order) -> None:
+        """A conditional order that somebody placed."""
         order.status = "Untriggered"
-        queue.append(order)
+        self.waiting[order.symbol].append(order)
 
     def remove(self, order: Order) -> None:
         """It waits no longer."""

@@ -1,7 +1,7 @@
 """ticker: a feed's minutes as trades, kline pushes and stored bars, at their market time. Pure."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,30 +54,111 @@ Closed = tuple[int, NDArray[np.int64], NDArray[np.float64]]
 """start_ms, int64 (4, symbols) ohlc in ticks, float64 (2, symbols) volume and turnover."""
 
 
-class Ticker:
+class Prices:
+    """What a source of prices shows: listings, the forming klines, the last prices in ticks.
+
+    Symbols in `held` stand still: only `inject` moves them. `just_closed` are those whose bar has
+    ended where `run` yields None.
+    """
+
+    def __init__(self, listings: list[Listing], rate: int) -> None:
+        self.listings, self._rate = listings, rate
+        self._ticks = [float(listing.tick_size) for listing in listings]
+        self._steps = [float(listing.qty_step) for listing in listings]
+        self._decimals = [max(0, -_exponent(listing)) for listing in listings]
+        self.forming: list[Forming | None] = [None] * len(listings)
+        self.last: list[int] = [0] * len(listings)
+        self.held: set[int] = set()
+        self.just_closed: Sequence[int] = ()
+        self.minute_ms = 0
+        self.ended = False
+
+    def run(self, until_ms: int) -> Iterator[Point | None]:
+        """Points up to `until_ms`, in order; None where a minute has just closed."""
+        raise NotImplementedError
+
+    def inject(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
+        """A trade that is not the feed's."""
+        return self._form(index, ticks, volume, ts_ms)
+
+    def tape(self, point: Point) -> list[tuple[int, int]]:
+        """The single trades of a point, (ticks, lots): they run to its price.
+
+        Their number comes in bursts (Gamma), the same for the same point; together they are its
+        volume in whole lots, one at least.
+        """
+        which, ticks, volume, ts_ms, before = point
+        mean = self.listings[which].trades_a_second / self._rate
+        rng = np.random.Generator(np.random.PCG64([ts_ms, which]))
+        lots = max(1, round(volume / self._steps[which]))
+        count = min(MAX_BURST, lots, 1 + int(rng.gamma(mean / BURST, BURST)))
+        share, rest = divmod(lots, count)
+        return [
+            (before + round((ticks - before) * i / count), share + (i <= rest))
+            for i in range(1, count + 1)
+        ]
+
+    def price(self, index: int, ticks: float) -> str:
+        """A price as the exchange writes it."""
+        return f"{ticks * self._ticks[index]:.{self._decimals[index]}f}"
+
+    def kline(self, index: int, forming: Forming) -> dict[str, Any]:
+        """`data[0]` of a kline push."""
+        start_ms, *prices, volume, turnover, confirm, ts_ms = forming
+        names = ("open", "high", "low", "close")
+        return {
+            "start": start_ms,
+            "end": start_ms + MINUTE_MS - 1,
+            "interval": "1",
+            **{name: self.price(index, p) for name, p in zip(names, prices, strict=True)},
+            "volume": f"{volume:.8g}",
+            "turnover": f"{turnover:.8g}",
+            "confirm": confirm,
+            "timestamp": ts_ms,
+        }
+
+    def bars(self, index: int, start_ms: int, end_ms: int, limit: int) -> list[list[str]]:
+        """Rows of GET kline, newest first, the open one included."""
+        raise NotImplementedError
+
+    def day(self, index: int) -> Day:
+        """What the stored bars of one symbol come to."""
+        raise NotImplementedError
+
+    def _form(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
+        old = self.forming[index]
+        start_ms = self.minute_ms
+        turnover = volume * ticks * self._ticks[index]
+        if old is None:
+            new = Forming(start_ms, ticks, ticks, ticks, ticks, volume, turnover, False, ts_ms)
+        else:
+            new = Forming(
+                *(old.start_ms, old.open, max(old.high, ticks), min(old.low, ticks), ticks),
+                *(old.volume + volume, old.turnover + turnover, False, ts_ms),
+            )
+        point = Point(index, ticks, volume, ts_ms, self.last[index])
+        self.forming[index], self.last[index] = new, ticks
+        return point
+
+
+class Ticker(Prices):
     """Runs through minutes: symbol i trades at second k + i/n, and all bars close at once.
 
-    `rate` points a second and symbol lie on straight lines between the feed's. Symbols in `held`
-    stand still: only `inject` moves them.
+    `rate` points a second and symbol lie on straight lines between the feed's.
     """
 
     def __init__(self, feed: Feed, rate: int = 1) -> None:
-        self._feed, self._rate = feed, rate
-        self.listings: list[Listing] = feed.listings
+        super().__init__(feed.listings, rate)
+        self._feed = feed
         self.closed: deque[Closed] = deque(maxlen=KEEP)
-        self.held: set[int] = set()
-        self._ticks = [float(listing.tick_size) for listing in self.listings]
-        self._decimals = [max(0, -_exponent(listing)) for listing in self.listings]
         self._minute: Minute | None = None
         self._path: list[list[int]] = []
         self._volume: list[float] = []
         self._cursor = 0
         self._odd: set[int] = set()  # symbols whose minute is not the feed's
-        self.forming: list[Forming | None] = [None] * len(self.listings)
-        self.last: list[int] = [0] * len(self.listings)
-        self.ended = False
         self._days: list[Day] = []
         self._days_at = 0
+        self.just_closed = range(len(self.listings))
 
     def warm_up(self, until_ms: int) -> None:
         """Take every whole minute before `until_ms` as closed, without trading it."""
@@ -116,6 +197,7 @@ class Ticker:
             self._close(self._minute)
             end_ms = start_ms + MINUTE_MS - 1
             self.forming = [f and f._replace(confirm=True, ts_ms=end_ms) for f in self.forming]
+            self.minute_ms = end_ms + 1
             yield None
             self.forming = [None] * n
             self._odd = set(self.held)
@@ -123,41 +205,9 @@ class Ticker:
         self.ended = True
 
     def inject(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
-        """A trade that is not the feed's."""
+        """A trade that is not the feed's: the minute is no longer, either."""
         self._odd.add(index)
-        return self._form(index, ticks, volume, ts_ms)
-
-    def tape(self, point: Point) -> list[tuple[int, float]]:
-        """The single trades of a point, (ticks, volume): they run to its price and sum up to it.
-
-        Their number comes in bursts (Gamma), the same for the same point.
-        """
-        which, ticks, volume, ts_ms, before = point
-        mean = self.listings[which].trades_a_second / self._rate
-        rng = np.random.Generator(np.random.PCG64([ts_ms, which]))
-        burst = rng.gamma(mean / BURST, BURST)
-        count = min(MAX_BURST, 1 + int(burst))
-        part = volume / count
-        return [(before + round((ticks - before) * i / count), part) for i in range(1, count + 1)]
-
-    def price(self, index: int, ticks: float) -> str:
-        """A price as the exchange writes it."""
-        return f"{ticks * self._ticks[index]:.{self._decimals[index]}f}"
-
-    def kline(self, index: int, forming: Forming) -> dict[str, Any]:
-        """`data[0]` of a kline push."""
-        start_ms, *prices, volume, turnover, confirm, ts_ms = forming
-        names = ("open", "high", "low", "close")
-        return {
-            "start": start_ms,
-            "end": start_ms + MINUTE_MS - 1,
-            "interval": "1",
-            **{name: self.price(index, p) for name, p in zip(names, prices, strict=True)},
-            "volume": f"{volume:.8g}",
-            "turnover": f"{turnover:.8g}",
-            "confirm": confirm,
-            "timestamp": ts_ms,
-        }
+        return super().inject(index, ticks, volume, ts_ms)
 
     def bars(self, index: int, start_ms: int, end_ms: int, limit: int) -> list[list[str]]:
         """Rows of GET kline, newest first, the open one included."""
@@ -187,23 +237,9 @@ class Ticker:
     def _begin(self, minute: Minute | None) -> None:
         self._minute, self._cursor = minute, 0
         if minute is not None:
+            self.minute_ms = minute.start_ms
             self._path = minute.path.tolist()
             self._volume = (minute.volume / (POINTS * self._rate)).tolist()
-
-    def _form(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
-        old = self.forming[index]
-        start_ms = self._minute.start_ms if self._minute else ts_ms // MINUTE_MS * MINUTE_MS
-        turnover = volume * ticks * self._ticks[index]
-        if old is None:
-            new = Forming(start_ms, ticks, ticks, ticks, ticks, volume, turnover, False, ts_ms)
-        else:
-            new = Forming(
-                *(old.start_ms, old.open, max(old.high, ticks), min(old.low, ticks), ticks),
-                *(old.volume + volume, old.turnover + turnover, False, ts_ms),
-            )
-        point = Point(index, ticks, volume, ts_ms, self.last[index])
-        self.forming[index], self.last[index] = new, ticks
-        return point
 
     def _close(self, minute: Minute) -> None:
         path = minute.path

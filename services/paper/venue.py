@@ -24,7 +24,7 @@ from services.paper.params import Params, Refused, number
 from services.paper.public import Public
 from services.paper.rows import fast
 from services.paper.sessions import Sessions
-from services.paper.ticker import Point, Ticker
+from services.paper.ticker import Point, Prices
 from services.paper.topics import Topics
 from shared.settings import Settings
 
@@ -65,7 +65,7 @@ class Venue:
     """One exchange with one account."""
 
     def __init__(
-        self, settings: Settings, ticker: Ticker, keep: Keep = lambda pushes, at_ms: None
+        self, settings: Settings, ticker: Prices, keep: Keep = lambda pushes, at_ms: None
     ) -> None:
         seed = settings.PAPER_SEED
         self.faults = Faults(seed)
@@ -115,13 +115,13 @@ class Venue:
         """The market up to a moment, but at most so many points; whether it got there."""
         self._now = now
         for fault in self.faults.due(now.mono_s):
-            self.apply(fault, now)
+            self._try(fault, now)
         self._expire(now)
         for count, point in enumerate(self.ticker.run(now.market_ms)):
             if point is None:
-                for index in range(len(self.ticker.listings)):
+                for index in self.ticker.just_closed:
                     self.topics.kline(index)
-                self._fund(self.ticker.closed[-1][0] + MINUTE_MS)
+                self._fund(self.ticker.minute_ms)
             else:
                 self._trade(point)
             self._flush(now)
@@ -327,7 +327,8 @@ class Venue:
         return _trade_reply(reply, headers), self._ack_s + late_s
 
     def _envelope(self, reply: Reply, now: Now) -> Row:
-        body = {"retCode": reply.code, "retMsg": reply.text, "result": reply.result}
+        said = reply.text.encode(errors="replace").decode()  # it may echo what is no text
+        body = {"retCode": reply.code, "retMsg": said, "result": reply.result}
         return {**body, "retExtInfo": reply.extra, "time": now.wall_ms}
 
     # Control.
@@ -357,6 +358,13 @@ class Venue:
                 raise BadFault(f"{action}: {refused.text}") from refused
         self._flush(now)
 
+    def _try(self, fault: Row, now: Now) -> None:
+        """A planned fault whose time has come; one that cannot be done is told, no more."""
+        try:
+            self.apply(fault, now)
+        except BadFault as error:
+            self.faults.failed.append(f"{error}")
+
     def heal(self, now: Now) -> None:
         """No fault any more, none to come; the venue is up and at its usual limits."""
         self.faults.heal()
@@ -384,6 +392,7 @@ class Venue:
             "lines": list(self.auditor.lines),
             "events": self.auditor.events,
             "struck": self.faults.struck,
+            "failed": self.faults.failed,
             "rules": [rule.terms for rule in self.faults.rules],
             "market_ms": self._now.market_ms,
             "sockets": len(self.sessions.open),

@@ -179,6 +179,9 @@ async def market_data(trader):
     await streams.until("the last price", lambda: streams.latest["ticker"]["last"] == last)
     await streams.until("the last kline", lambda: streams.latest["klines"][-1][4] == last)
     await streams.until("the last trade", lambda: streams.latest["trades"][-1]["price"] == last)
+    sizes = [trade["amount"] for trade in streams.latest["trades"]]
+    sizes += [size for side in ("bids", "asks") for _, size in streams.latest["book"][side]]
+    assert [float(exchange.amount_to_precision(SYMBOL, size)) for size in sizes] == sizes
     seen = [f"{name} {len(streams.latest[name])}" for name in ("klines", "trades")]
     say("public", "ticker, klines, book, trades", f"last {last}, {', '.join(seen)}", f"last {last}")
     ticker = await exchange.fetch_ticker(SYMBOL)

@@ -1,6 +1,8 @@
 """clients: a whole trading node of nautilus_trader, unmodified but for its addresses."""
 
 import asyncio
+import contextlib
+import os
 import signal
 import threading
 import time
@@ -180,11 +182,14 @@ def fill_of_row(row):
 
 
 async def market_data(trader):
-    """Instruments, then every public topic."""
+    """Instruments and balance, then every public topic."""
     strategy, data = trader.strategy, trader.strategy.data
     instruments = trader.cache.instruments()
     say("instruments", "(at start)", f"{len(instruments)} instruments", "20 symbols")
     assert len(instruments) == 20
+    own, held = trader.usdt()
+    say("account", "(at start)", f"{own} USDT", f"{held} USDT")
+    assert own == held == START_USDT
     live = ("quotes", "trades", "book", "rates")
     await trader.until("public topics", lambda: all(data[name] for name in live))
     await trader.until("bars of the past", lambda: len(data["history"]) >= 10)
@@ -345,8 +350,8 @@ async def the_end(trader):
     say("reconcile", "the node asks for everything again", "nothing to change", "the same")
 
 
-def configuration(paper, folder, trade_socket):
-    """Addresses and keys; the rest is as it comes, but for the log and the time to stop."""
+def configuration(paper, trade_socket):
+    """Addresses and keys; the rest is as it comes, but for the log and the stop."""
     more = {
         "api_key": paper.key,
         "api_secret": paper.secret,
@@ -362,17 +367,25 @@ def configuration(paper, folder, trade_socket):
     )
     return TradingNodeConfig(
         trader_id="PAPER-001",
-        logging=LoggingConfig(
-            log_level="OFF",
-            log_level_file="WARNING",
-            log_directory=str(folder),
-            log_file_name="node",
-        ),
+        logging=LoggingConfig(log_level="ERROR"),  # which go to stderr
         exec_engine=LiveExecEngineConfig(reconciliation=True, open_check_interval_secs=5.0),
         data_clients={BYBIT: BybitDataClientConfig(**more)},
         exec_clients={BYBIT: execution},
         timeout_post_stop=0.1,
     )
+
+
+@contextlib.contextmanager
+def stderr_to(path):
+    """File descriptor 2, to which the node's log writes past Python, into a file."""
+    kept = os.dup(2)
+    try:
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @pytest.fixture
@@ -425,16 +438,17 @@ def test_a_session_of_a_nautilus_node_ends_with_node_and_exchange_agreeing(
 
     print()
     loop = asyncio.new_event_loop()
-    node = TradingNode(configuration(paper, tmp_path, trade_socket), loop=loop)
-    node.add_data_client_factory(BYBIT, factories.BybitLiveDataClientFactory)
-    node.add_exec_client_factory(BYBIT, factories.BybitLiveExecClientFactory)
-    strategy = Session()
-    node.trader.add_strategy(strategy)
-    node.build()
-    try:
-        loop.run_until_complete(session(node, strategy))
-    finally:
-        node.dispose()
-    logged = "\n".join(path.read_text() for path in tmp_path.glob("node*"))
-    assert "[ERROR]" not in logged, logged
+    with stderr_to(tmp_path / "errors"):
+        node = TradingNode(configuration(paper, trade_socket), loop=loop)
+        node.add_data_client_factory(BYBIT, factories.BybitLiveDataClientFactory)
+        node.add_exec_client_factory(BYBIT, factories.BybitLiveExecClientFactory)
+        strategy = Session()
+        node.trader.add_strategy(strategy)
+        node.build()
+        try:
+            loop.run_until_complete(session(node, strategy))
+        finally:
+            node.dispose()
+    errors = (tmp_path / "errors").read_text()
+    assert "[ERROR]" not in errors, errors
     assert paper.control.ask("GET", "/")["breaches"] == 0
