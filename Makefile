@@ -5,9 +5,11 @@ PY := $(VENV)/bin/python
 OPS := $(PY) -m services.ops
 RUN ?= $(VENV)/.run-installed
 DEV ?= $(VENV)/.dev-installed
+CLIENTS := .venv-clients
+COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs tap scale pause resume cancel-all flatten paper-reset replay test lint format lock clean
+.PHONY: help up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test test-clients bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +44,9 @@ cancel-all: $(RUN) ## cancel every order of ours, exits too (CANCEL_ALL)
 flatten: $(RUN) ## cancel entries and close every lot near the last price (FLATTEN)
 	@$(OPS) mode FLATTEN
 
+paper: $(RUN) ## the paper exchange alone, for any Bybit client; Ctrl-C ends it
+	@$(PY) -m services.paper
+
 paper-reset: $(RUN) ## a new paper account and an empty ledger (only with BYBIT_ENV=paper, stopped)
 	@$(OPS) paper-reset
 
@@ -51,6 +56,12 @@ replay: $(RUN) ## a recorded market through the whole pipeline in one thread: DA
 test: $(DEV) lint ## all checks and tests, offline
 	@$(PY) -m pytest -n 2 --dist loadgroup
 
+test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
+	@$(CLIENTS)/bin/python -m pytest tests/clients
+
+bench: $(DEV) ## what the paper exchange carries, and its cost per frame; JSON=file keeps it
+	@$(PY) -m tests.bench $(if $(JSON),--json $(JSON))
+
 lint: $(DEV) ## format check, lint, types
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy
 
@@ -58,11 +69,12 @@ format: $(DEV) ## format and fix what can be fixed
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check --fix -q .
 
 lock: $(DEV) ## resolve the dependencies anew, with hashes
-	@$(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe -o requirements.lock pyproject.toml
-	@$(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	@$(COMPILE) -o requirements.lock pyproject.toml
+	@$(COMPILE) --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
+	@$(COMPILE) --extra clients -c requirements.lock -o requirements-clients.lock pyproject.toml
 
 clean: ## remove the virtual environment and caches; RUN_DIR stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 up")'
@@ -71,6 +83,11 @@ $(VENV)/bin/python:
 
 $(RUN): requirements.lock | $(VENV)/bin/python
 	@$(PY) -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	@touch $@
+
+$(CLIENTS)/.installed: requirements-clients.lock
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-clients.lock
 	@touch $@
 
 $(DEV): requirements-dev.lock | $(VENV)/bin/python

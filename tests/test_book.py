@@ -134,7 +134,8 @@ def test_a_level_holds_one_to_six_times_what_a_point_trades_and_more_further_awa
     for ticks, lots, minute in trades:
         one.trade(ticks, lots, minute)
         usual += (lots - usual) / SMOOTHING
-    for price, size in sum(told(one, DEPTH), []):
+    bids, asks = told(one, DEPTH)
+    for price, size in bids + asks:
         least = usual * (1 + abs(price - one.last) / 10)
         assert max(1, int(least)) <= size <= round(least * (1 + MAX_QUEUE)) + 1
 
@@ -165,7 +166,7 @@ def test_an_eaten_level_shows_less_until_the_next_trade() -> None:
     one.eat(price, 2)
     assert next(one.levels("Sell", 1), None) is None  # of one level nothing is left
     assert told(one, 5)[1] == whole[1][1:]
-    assert list(one.walk("Buy"))[0] == whole[1][1]
+    assert next(iter(one.walk("Buy"))) == whole[1][1]
     one.trade(LAST, 11, 0)  # near the usual 1 + 639 / 64 = 10.98, so that sizes stay
     assert [p for p, _ in told(one)[1]] == [p for p, _ in whole[1]]
     assert told(one)[1][0][1] == pytest.approx(size, abs=1)

@@ -1,5 +1,9 @@
 """look: the state of a running pipeline, as its own messages tell it."""
 
+import contextlib
+import http.client
+import json
+import socket
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +14,7 @@ from rich.table import Table
 from shared import messages as msg
 from shared.bus import STREAMS, Bus
 
+CONTROL = "paper.sock"  # of the paper exchange
 LISTEN_SECONDS = 2.6  # every process speaks each second: two words of each, and a rate
 
 
@@ -92,7 +97,21 @@ def process(name: str, state: str, pid: int, heard: Heard, answers: bool) -> Pro
     return Process(name, state, shard, pid, healthy, *values)
 
 
-def report(processes: list[Process], heard: Heard) -> dict[str, Any]:
+def auditor(run_dir: Path) -> dict[str, Any]:
+    """What the paper exchange's control socket tells; empty where there is none."""
+    try:
+        with contextlib.closing(http.client.HTTPConnection("localhost", timeout=2)) as connection:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(2)
+            connection.sock.connect(str(run_dir / CONTROL))
+            connection.request("GET", "/")
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
+            return found
+    except (OSError, http.client.HTTPException):
+        return {}
+
+
+def report(processes: list[Process], heard: Heard, audited: dict[str, Any]) -> dict[str, Any]:
     """The status as data. Counts are None where nobody said them."""
     mode, keeper = heard.mode, heard.health.get("keeper")
     counters = keeper[-1][1].counters if keeper else {}
@@ -105,7 +124,8 @@ def report(processes: list[Process], heard: Heard) -> dict[str, Any]:
         "working_orders": counters.get("working_orders"),
         "executions": counters.get("executions"),
         "differences": mode.differences if mode else None,
-        "auditor_breaches": None,
+        "auditor_breaches": audited.get("breaches"),
+        "auditor_lines": audited.get("lines", [])[-3:],
         "processes": [process._asdict() for process in processes],
     }
 
@@ -139,6 +159,10 @@ def show(console: Console, status: dict[str, Any]) -> None:
     names = ("lots", "symbols", "working_orders", "executions", "differences")
     words = (f"{name.replace('_', ' ')} {_count(status[name])}" for name in names)
     console.print("  ".join(words))
+    if status["auditor_breaches"]:
+        console.print(f"[red]auditor breaches {status['auditor_breaches']}, the latest:")
+        for line in status["auditor_lines"]:
+            console.print(f"  {line}")
 
 
 def _count(value: int | None) -> str:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,7 +33,7 @@ DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 LAST_LINES = 15
 STARTED_FILE = "started.json"  # the settings of what runs
-PAPER_FILES = ("paper.jsonl", "state.db", "state.db-wal", "state.db-shm")
+LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
@@ -131,7 +132,7 @@ def status(settings: Settings, as_json: bool) -> int:
     heard = look.listen(bus, look.LISTEN_SECONDS, look.Heard())
     bus.close()
     rows = _rows(settings, supervisor, heard)
-    report = {"running": True, **look.report(rows, heard)}
+    report = {"running": True, **look.report(rows, heard, _audited(settings))}
     if as_json:
         print(json.dumps(report))
     else:
@@ -194,10 +195,11 @@ def paper_reset(settings: Settings) -> int:
     if Supervisor(settings.RUN_DIR).alive():
         return _fail("it runs: make down first")
     aside = settings.RUN_DIR / time.strftime("before-%Y%m%d-%H%M%S")
-    files = [file for name in PAPER_FILES if (file := settings.RUN_DIR / name).exists()]
+    ours = [settings.paper_state, *(settings.RUN_DIR / name for name in LEDGER_FILES)]
+    files = [file for file in ours if file.exists()]
     for file in files:
         aside.mkdir(mode=0o700, exist_ok=True)
-        file.rename(aside / file.name)
+        shutil.move(file, aside / file.name)
     console.print(f"the old account is in {aside}" if files else "nothing to reset")
     return 0
 
@@ -303,6 +305,10 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
         )
         for info in infos
     ]
+
+
+def _audited(settings: Settings) -> dict[str, Any]:
+    return look.auditor(settings.RUN_DIR) if settings.BYBIT_ENV == "paper" else {}
 
 
 def _paper_answers(settings: Settings) -> bool:

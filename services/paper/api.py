@@ -9,7 +9,7 @@ from services.paper import rows
 from services.paper.gate import Now
 from services.paper.market import MINUTE_MS
 from services.paper.matching import Matching
-from services.paper.order import OPEN, Order, Row
+from services.paper.order import Order, Row
 from services.paper.params import Params, Refused, invalid, number, text, whole
 from services.paper.public import Public
 from services.paper.rows import MAKER_FEE, MAX_LEVERAGE, TAKER_FEE
@@ -49,7 +49,7 @@ class Api:
     def __init__(self, public: Public, matching: Matching) -> None:
         self._public, self._matching = public, matching
         self._ticker = public.ticker
-        self.restarted_at = 0  # orders that ended before this place are lost to order/realtime
+        self.lost: set[str] = set()  # orders that order/realtime forgot when the venue restarted
         self.state = "completed"  # of the maintenance that /v5/system/status tells of
         self.routes = self._table()
 
@@ -235,12 +235,12 @@ class Api:
             return _page([], params, 20, 50)
         if params.get("orderId") or params.get("orderLinkId"):
             order = self._matching.find(dict(params))
-            lost = order is None or (order.status not in OPEN and order.number < self.restarted_at)
+            lost = order is None or order.order_id in self.lost
             return _page([] if lost or order is None else [(0, order.row())], params, 20, 50)
         self._scope(params)
         if whole(params, "openOnly", 0):
             ended = self._matching.closed_orders()[:REALTIME_CLOSED]
-            orders = [order for order in ended if order.number >= self.restarted_at]
+            orders = [order for order in ended if order.order_id not in self.lost]
         else:
             orders = self._matching.open_orders()
         return self._orders(orders, params)

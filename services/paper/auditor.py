@@ -9,7 +9,7 @@ states (V17), the grid (V25).
 
 from collections import defaultdict, deque
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from services.paper.gate import Now
 from services.paper.order import BUY, OPEN, Row
@@ -63,12 +63,14 @@ class Auditor:
         self._cash = ZERO
         self._sizes: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._states: dict[str, tuple[str, Decimal]] = {}
+        self._named: dict[str, tuple[Any, Any]] = {}
         self._worst = [limits.max_slots, limits.max_symbols]  # reported so far
 
     def restore(self, orders: list[Row], executions: list[Row], wallet: Wallet) -> None:
         """Begin with an account that has lived before."""
         for row in orders:
             self._order(row)
+            self._states[row["orderId"]] = row["orderStatus"], Decimal(row["cumExecQty"])
         for row in executions:
             self._exec_ids.add(row["execId"])
             self._lots(row)
@@ -86,13 +88,17 @@ class Auditor:
         ours = parse_id(link_id)
         if ours is None:
             return
-        if code == 110072:
-            self._breach("V5" if ours[1] is None else "V6", now.market_ms, f"{link_id} sent twice")
-        if code == 110094 or (code == 10001 and said.endswith(OFF_GRID)):
+        if path.startswith("/v5/order/create"):
+            self._identity(link_id, ours[1] is None, code, params, now)
+        if code == 110094 or (code == 10001 and any(word in said for word in OFF_GRID)):
             terms = f"qty={params.get('qty')} price={params.get('price')}"
             self._breach("V25", now.market_ms, f"{link_id} {terms}: {said}")
         if path.startswith("/v5/order/create") and ours[1] is None and code == 0:
             self._entry(link_id, params, now)
+
+    def banned(self, now: Now) -> None:
+        """A request came although its sender had been told to stay away."""
+        self._breach("V14", now.market_ms, "a request during a ban")
 
     def pushed(self, topic: str, row: Row, wallet: Wallet, at_ms: int) -> None:
         """One push of the private stream."""
@@ -103,6 +109,14 @@ class Auditor:
             self._caps(at_ms)
         elif topic == "execution":
             self._execution(row, wallet, at_ms)
+
+    def _identity(self, link_id: str, enters: bool, code: int, params: Params, now: Now) -> None:
+        """An entry is never sent again; an exit may be, if it is the same one."""
+        order = (params.get("symbol"), params.get("side"))
+        if enters and code == 110072:
+            self._breach("V5", now.market_ms, f"{link_id} sent twice")
+        elif self._named.setdefault(link_id, order) != order:
+            self._breach("V6", now.market_ms, f"{link_id} is two orders")
 
     def _entry(self, link_id: str, params: Params, now: Now) -> None:
         bar_ms = int(link_id.split("-")[2], 16) * MINUTE_MS

@@ -47,19 +47,20 @@ class Book:
         self._minute, self.last = minute, ticks
         self._eaten.clear()
         if self.taker == BUY:
-            self.bid, self.ask = max(ticks - spread, min(1, ticks)), ticks
+            self.bid, self.ask = ticks - spread, ticks  # below one tick nobody bids
         else:
             self.bid, self.ask = ticks, ticks + spread
 
     def best(self, side: str) -> int:
-        """The price that a taker of this side meets."""
-        return self.ask if side == BUY else self.bid
+        """The price that a taker of this side meets; beyond the book where nothing is left."""
+        edge = (self.ask + DEPTH) if side == BUY else (self.bid - DEPTH)
+        return next(self.walk(side), (edge, 0))[0]
 
     def ahead(self, side: str, ticks: int) -> int:
         """Lots in front of a new order of this side; none inside the spread."""
         if not self._spread or (ticks > self.bid if side == BUY else ticks < self.ask):
             return 0
-        return self._size(ticks)
+        return max(0, self._size(ticks) - self._eaten.get(ticks, 0))
 
     def walk(self, side: str) -> Iterator[tuple[int, int]]:
         """(ticks, lots) that a taker of this side can have, best first."""

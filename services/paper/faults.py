@@ -30,6 +30,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
         *("balance", "mark_offset", "account_change", "hold", "trade", "fund"),
     ),
 }
+AT_ONCE = ("close", "gap")  # acts, not rules
 LASTING = ("mute", "keep_pong", "half_open")  # strike until healed or `for_s`
 NAMES = {
     *("where", "action", "path", "method", "kind", "topic", "symbol", "times", "nth", "p", "for_s"),
@@ -78,7 +79,7 @@ class Faults:
         """A rule from its JSON object. Raises BadFault."""
         self._number += 1
         rule = Rule(self._number, checked(fault), now_s)
-        if rule.where != "venue":
+        if rule.where != "venue" and rule.action not in AT_ONCE:
             self.rules.append(rule)
         return rule
 
@@ -258,7 +259,10 @@ def random_plan(seed: int, seconds: float, every_s: float, symbols: list[str]) -
 
 def _shifted(frame: bytes, ms: int) -> bytes:
     """A push whose stamps are wrong by so much."""
-    message = orjson.loads(frame)
+    try:
+        message = orjson.loads(frame)
+    except orjson.JSONDecodeError:
+        return frame  # another fault has broken it
     for name in ("ts", "creationTime", "cts"):
         if name in message:
             message[name] += ms

@@ -77,7 +77,7 @@ class Live(Prices):
         forming = self.forming[index]
         newest = [forming] if forming and not forming.confirm else []
         shown = [*newest, *reversed(self._bars[index])]
-        wanted = [bar for bar in shown if start_ms <= bar.start_ms <= end_ms]
+        wanted = [bar for bar in shown if start_ms - MINUTE_MS < bar.start_ms <= end_ms]
         return [self._row(index, bar) for bar in wanted[:limit]]
 
     def day(self, index: int) -> Day:
@@ -90,7 +90,8 @@ class Live(Prices):
         return Day(bars[0].open, highs, lows, bars[-60 if len(bars) > 60 else 0].open, *traded)
 
     def _moved(self, index: int, ticks: int, volume: float, ts_ms: int) -> Point:
-        point = Point(index, ticks, volume, ts_ms, self.last[index])
+        self._number += 1
+        point = Point(index, ticks, volume, ts_ms, self.last[index], self._number)
         self.last[index] = ticks
         return point
 

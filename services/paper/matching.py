@@ -75,7 +75,7 @@ class Matching:
     def create(self, params: Params, now_ms: int) -> Row:
         """POST /v5/order/create. Raises Refused."""
         listing = self._listing(params)
-        symbol, last = listing.symbol, self.last[listing.symbol]
+        symbol, last, tick = listing.symbol, self.last[listing.symbol], listing.tick_size
         side = choice(params, "side", (BUY, SELL))
         kind = choice(params, "orderType", ("Limit", "Market"))
         force = choice(params, "timeInForce", TIMES_IN_FORCE, "GTC" if kind == "Limit" else "IOC")
@@ -85,10 +85,10 @@ class Matching:
         reduces = is_true(params.get("reduceOnly"))
         if listing.status != "Trading" and not reduces:
             raise Refused(110074, "This contract is not live")
-        terms = trigger_terms(params, last) | bracket(params, last, side)
+        terms = trigger_terms(params, last, tick) | bracket(params, last, side, tick)
         if reduces and (terms.get("takeProfit") or terms.get("stopLoss")):
             raise Refused(10001, "params error: reduce-only orders take no takeProfit, stopLoss")
-        asked = number(params, "price", listing.tick_size) if kind == "Limit" else None
+        asked = number(params, "price", tick) if kind == "Limit" else None
         price = self._permitted(listing, side, asked)
         qty = self._qty(params, listing, side, price, reduces, bool(terms.get("triggerPrice")))
         if terms.get("triggerPrice"):
@@ -122,9 +122,10 @@ class Matching:
         if params.get("qty"):
             qty = number(params, "qty", listing.qty_step)
         if params.get("triggerPrice") and order.trigger:
-            terms["triggerPrice"] = f"{number(params, 'triggerPrice'):f}"
+            terms["triggerPrice"] = f"{number(params, 'triggerPrice', listing.tick_size):f}"
         if not order.from_position:
-            terms |= bracket(params, self.last[order.symbol], order.side)
+            last, tick = self.last[order.symbol], listing.tick_size
+            terms |= bracket(params, last, order.side, tick, terms)
         if (price, qty, terms) == (order.price, order.qty, order.terms):
             raise Refused(10001, "order not modified")
         if not listing.min_order_qty <= qty <= listing.max_order_qty and qty != order.qty:
@@ -180,8 +181,9 @@ class Matching:
 
     def trading_stop(self, params: Params, now_ms: int) -> Row:
         """POST /v5/position/trading-stop. Raises Refused."""
-        symbol = self._listing(params).symbol
-        self.stops.trading_stop(params, symbol, self.wallet.position(symbol).size, now_ms)
+        listing = self._listing(params)
+        size = self.wallet.position(listing.symbol).size
+        self.stops.trading_stop(params, listing.symbol, size, listing.tick_size, now_ms)
         return {}
 
     # The market.
@@ -273,6 +275,15 @@ class Matching:
         self.wallet.deposit(amount)
         self._pushes.append(("deposit", {"amount": str(amount)}))
         self._pushes.append(("wallet", self.wallet_row()))
+
+    def heal(self, now_ms: int) -> None:
+        """Every symbol trades, at its own mark price, inside the usual band, one-way."""
+        self.band, self.hedged = PRICE_BAND, False
+        self.mark_offset.clear()
+        for symbol, listing in self.listings.items():
+            self._moved(symbol, self.last[symbol])
+            if listing.status != "Trading":
+                self.set_status(symbol, "Trading", now_ms)
 
     def foreign(self, params: Params, now_ms: int) -> Row:
         """An order that a person placed by hand: without an id of the client's. Raises Refused."""

@@ -113,7 +113,7 @@ class Public:
         step = self._matching.listings[self.symbols[point.which]].qty_step
         for number, (ticks, lots) in enumerate(self.ticker.tape(point)):
             side = BUY if ticks > before or (ticks == before and number % 2) else SELL
-            identity = f"{point.ts_ms:x}-{point.which:x}-{number:x}"
+            identity = f"{point.which:x}-{point.number:x}-{number:x}"
             price = self.ticker.price(point.which, ticks)
             yield identity, side, price, f"{lots * step:f}", point.ts_ms
             before = ticks

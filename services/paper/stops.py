@@ -34,6 +34,10 @@ LEGS = (
     Leg("takeProfit", "tpSize", "tpLimitPrice", "tpOrderType", "tpTriggerBy", "TakeProfit", RISES),
     Leg("stopLoss", "slSize", "slLimitPrice", "slOrderType", "slTriggerBy", "StopLoss", FALLS),
 )
+BRACKET = (
+    "tpslMode",
+    *(name for leg in LEGS for name in (leg.price, leg.limit, leg.order_type, leg.trigger_by)),
+)
 
 
 class Desk(Protocol):
@@ -91,8 +95,8 @@ class Stops:
         """An order with a take profit or stop loss was filled by `qty`; the position is `size`."""
         terms = parent.terms
         wanted = {leg.price: terms[leg.price] for leg in LEGS if terms.get(leg.price)}
-        if not wanted or not size:
-            return
+        if not wanted or not size or (size > 0) != (parent.side == BUY):
+            return  # nothing was opened that could be protected
         if terms.get("tpslMode") != "Partial":
             self.set_full(parent.symbol, {**terms, **wanted}, size, now_ms)
             return
@@ -132,14 +136,16 @@ class Stops:
         found = (o for o in self.waiting[symbol] if o.terms.get("stopOrderType") == leg.name)
         return next(found, None)
 
-    def trading_stop(self, params: Params, symbol: str, size: Decimal, now_ms: int) -> None:
+    def trading_stop(
+        self, params: Params, symbol: str, size: Decimal, tick: Decimal, now_ms: int
+    ) -> None:
         """POST /v5/position/trading-stop. Raises Refused."""
         mode = choice(params, "tpslMode", MODES, "Full")
         if not size:
             raise Refused(10001, "can not set tp/sl/ts for zero position")
         if params.get("trailingStop") not in (None, "", "0"):
             raise Refused(10001, "trailingStop: not supported by the paper exchange")
-        terms = bracket(params, self._desk.marks[symbol], BUY if size > 0 else SELL)
+        terms = bracket(params, self._desk.marks[symbol], BUY if size > 0 else SELL, tick)
         if mode == "Full":
             if not self.set_full(symbol, terms, size, now_ms):
                 raise Refused(34040, "not modified")
@@ -150,10 +156,11 @@ class Stops:
             raise Refused(34040, "not modified")
         if partial + len(wanted) > MAX_PARTIAL:
             raise Refused(110061, "The number of TP/SL orders exceeds the limit")
-        for leg in wanted:
-            qty = number(params, leg.size)
+        parts = [(leg, number(params, leg.size)) for leg in wanted]
+        for leg, qty in parts:
             if qty > abs(size):
                 raise invalid(leg.size)
+        for leg, qty in parts:
             self._new(leg, "Partial", symbol, terms, qty, size, now_ms)
 
     def resize(self, symbol: str, size: Decimal, now_ms: int) -> None:
@@ -219,42 +226,48 @@ class Stops:
         self._desk.say(order)
 
 
-def bracket(params: Params, base: Decimal, side: str) -> Row:
+def bracket(
+    params: Params, base: Decimal, side: str, tick: Decimal, old: Params | None = None
+) -> Row:
     """The take profit and stop loss fields of a request, checked against a price. Raises Refused.
 
-    A long position's take profit lies above `base` and its stop loss below; "0" clears.
+    A long position's take profit lies above `base` and its stop loss below; "0" clears. What a
+    change of `old` terms does not name stays; a request that names nothing gives nothing.
     """
+    if not any(params.get(name) for name in BRACKET):
+        return {}
     terms: Row = {}
+    merged = {**(old or {}), **{name: params[name] for name in BRACKET if params.get(name)}}
     for leg in LEGS:
-        value = params.get(leg.price)
+        value = merged.get(leg.price)
         if value in (None, ""):
             continue
         terms[leg.price] = str(value)
-        terms[leg.trigger_by] = choice(params, leg.trigger_by, TRIGGERS, "LastPrice")
-        kind = choice(params, leg.order_type, ("Market", "Limit"), "Market")
+        terms[leg.trigger_by] = choice(merged, leg.trigger_by, TRIGGERS, "LastPrice")
+        kind = choice(merged, leg.order_type, ("Market", "Limit"), "Market")
         terms[leg.order_type] = kind
         if kind == "Limit":
-            terms[leg.limit] = f"{number(params, leg.limit):f}"
-        if str(value) == "0":
+            terms[leg.limit] = f"{number(merged, leg.limit, tick):f}"
+        if str(value) == "0" or not params.get(leg.price):
             continue
-        price = number(params, leg.price)
+        price = number(params, leg.price, tick)
         above = (leg.with_position == RISES) == (side == BUY)
         if price == base or (price > base) != above:
             word = "higher" if above else "lower"
             text = f"{leg.name}:{value} set for {side} position should be {word} than base_price"
             raise Refused(10001, f"{text}:{base:f}")
     if terms:
-        terms["tpslMode"] = choice(params, "tpslMode", MODES, "Full")
+        terms["tpslMode"] = choice(merged, "tpslMode", MODES, "Full")
         if terms["tpslMode"] == "Full" and any(leg.limit in terms for leg in LEGS):
             raise Refused(10001, "params error: Full tpslMode takes market orders only")
     return terms
 
 
-def trigger_terms(params: Params, last: Decimal) -> Row:
+def trigger_terms(params: Params, last: Decimal, tick: Decimal) -> Row:
     """The fields of a conditional order; empty for another. Raises Refused."""
     if params.get("triggerPrice") in (None, "", "0"):
         return {}
-    price, way = number(params, "triggerPrice"), str(params.get("triggerDirection"))
+    price, way = number(params, "triggerPrice", tick), str(params.get("triggerDirection"))
     if way not in ("1", "2"):
         raise invalid("triggerDirection")
     if (price > last) != (way == "1") or price == last:

@@ -23,6 +23,7 @@ class Point(NamedTuple):
     volume: float
     ts_ms: int
     before: int
+    number: int
 
 
 class Forming(NamedTuple):
@@ -71,6 +72,7 @@ class Prices:
         self.held: set[int] = set()
         self.just_closed: Sequence[int] = ()
         self.minute_ms = 0
+        self._number = 0  # of points
         self.ended = False
 
     def run(self, until_ms: int) -> Iterator[Point | None]:
@@ -87,9 +89,9 @@ class Prices:
         Their number comes in bursts (Gamma), the same for the same point; together they are its
         volume in whole lots, one at least.
         """
-        which, ticks, volume, ts_ms, before = point
+        which, ticks, volume, ts_ms, before, number = point
         mean = self.listings[which].trades_a_second / self._rate
-        rng = np.random.Generator(np.random.PCG64([ts_ms, which]))
+        rng = np.random.Generator(np.random.PCG64([ts_ms, which, number]))
         lots = max(1, round(volume / self._steps[which]))
         count = min(MAX_BURST, lots, 1 + int(rng.gamma(mean / BURST, BURST)))
         share, rest = divmod(lots, count)
@@ -136,7 +138,8 @@ class Prices:
                 *(old.start_ms, old.open, max(old.high, ticks), min(old.low, ticks), ticks),
                 *(old.volume + volume, old.turnover + turnover, False, ts_ms),
             )
-        point = Point(index, ticks, volume, ts_ms, self.last[index])
+        self._number += 1
+        point = Point(index, ticks, volume, ts_ms, self.last[index], self._number)
         self.forming[index], self.last[index] = new, ticks
         return point
 
@@ -213,13 +216,13 @@ class Ticker(Prices):
         """Rows of GET kline, newest first, the open one included."""
         rows: list[list[str]] = []
         forming = self.forming[index]
-        if forming and not forming.confirm and start_ms <= forming.start_ms <= end_ms:
+        if forming and not forming.confirm and start_ms - MINUTE_MS < forming.start_ms <= end_ms:
             prices = [self.price(index, ticks) for ticks in forming[1:5]]
             values = [f"{forming.volume:.8g}", f"{forming.turnover:.8g}"]
             rows.append([str(forming.start_ms), *prices, *values])
         for at_ms, ohlc, traded in reversed(self.closed):
-            if len(rows) >= limit or at_ms < start_ms:
-                break
+            if len(rows) >= limit or at_ms + MINUTE_MS <= start_ms:
+                break  # a start inside a minute means that minute, too
             if at_ms <= end_ms:
                 prices = [self.price(index, ticks) for ticks in ohlc[:, index]]
                 rows.append([str(at_ms), *prices, *(f"{x:.8g}" for x in traded[:, index])])

@@ -15,11 +15,11 @@ import orjson
 
 from services.paper.api import Api, Reply, Route, batch_of
 from services.paper.auditor import Auditor, Limits
-from services.paper.faults import BadFault, Faults, Rule
+from services.paper.faults import AT_ONCE, BadFault, Faults, Rule
 from services.paper.gate import Gate, Now
 from services.paper.market import MINUTE_MS
 from services.paper.matching import Matching
-from services.paper.order import OPEN, Row
+from services.paper.order import Row
 from services.paper.params import Params, Refused, number
 from services.paper.public import Public
 from services.paper.rows import fast
@@ -33,6 +33,7 @@ ORDER_OPS = {
     for verb in ("create", "amend", "cancel", "create-batch", "amend-batch", "cancel-batch")
 }
 CHECK_MS = 1_000  # market time between looks at margin, idle sockets and silent books
+BAN_GRACE_S = 2.0  # requests that were under way when the first 403 arrived
 KEPT_REPLIES = 20  # per read, for the stale fault
 
 Keep = Callable[[list[tuple[str, Row]], int], None]
@@ -94,6 +95,7 @@ class Venue:
         self._keep, self._random = keep, Random(seed)
         self._limit, self._until = settings.PAPER_RATE_LIMIT, {"": 0.0}
         self._now = Now(0, 0, 0.0)
+        self._told_of_ban_s = float("inf")
         self._funded_ms = self._checked_ms = 0
         self._replies: defaultdict[str, deque[tuple[float, Response]]] = defaultdict(
             lambda: deque(maxlen=KEPT_REPLIES)
@@ -193,10 +195,14 @@ class Venue:
         self._now = now
         if now.mono_s < self.down_until_s:
             return Response(0, b"", {}, drop=True)
-        if now.mono_s < self.maintained_until_s:
+        if now.mono_s < self.maintained_until_s and request.path != "/v5/system/status":
             return Response(503, b"service unavailable", {})
         if self.gate.banned(now):
+            self._told_of_ban_s = min(self._told_of_ban_s, now.mono_s)
+            if now.mono_s > self._told_of_ban_s + BAN_GRACE_S:
+                self.auditor.banned(now)
             return Response(403, b"access too frequent", {})
+        self._told_of_ban_s = float("inf")
         rule = self.faults.http(request.method, request.path)
         if rule is None:
             return self._answer(request, now)
@@ -218,7 +224,7 @@ class Venue:
         if action == "dup":
             self._answer(request, now)
         most = int(terms.get("k", 1)) if action == "partial" else None
-        answer = self._answer(request, now, most)
+        answer = self._answer(request, now, most, action != "dup")
         if action == "ret":
             return _json(self._envelope(_told(terms), now), answer.headers)._replace(
                 delay_s=answer.delay_s
@@ -236,7 +242,9 @@ class Venue:
         found = [old for at_s, old in self._replies[_read(request)] if at_s <= before]
         return found[-1] if found else None
 
-    def _answer(self, request: Request, now: Now, most: int | None = None) -> Response:
+    def _answer(
+        self, request: Request, now: Now, most: int | None = None, audited: bool = True
+    ) -> Response:
         """The answer without a fault; lists and batches have at most `most` members."""
         route = self.api.routes.get((request.method, request.path))
         if route is None:
@@ -258,7 +266,7 @@ class Venue:
         except orjson.JSONDecodeError:
             reply = Reply(10001, "params error: invalid JSON", {}, {})
         else:
-            reply, headers = self._call(route, params, now, most)
+            reply, headers = self._call(route, params, now, most, audited)
         if most is not None and not route.batch and isinstance(reply.result.get("list"), list):
             short = reply.result | {"list": reply.result["list"][:most], "nextPageCursor": ""}
             reply = reply._replace(result=short)
@@ -270,7 +278,7 @@ class Venue:
         return answer
 
     def _call(
-        self, route: Route, params: Params, now: Now, most: int | None = None
+        self, route: Route, params: Params, now: Now, most: int | None = None, audited: bool = True
     ) -> tuple[Reply, dict[str, str]]:
         """One call within its rate limit, and all that follows from it."""
         fit, headers = 1, dict[str, str]()
@@ -280,7 +288,7 @@ class Venue:
         if route.batch and most is not None:
             fit = min(fit, most)
         reply = self.api.call(route, params, now, fit)
-        if route.path.startswith("/v5/order/") and route.writes:
+        if route.signed and audited:
             self._audit(route, params, reply, now)
         self._flush(now)
         return reply, headers
@@ -288,7 +296,7 @@ class Venue:
     def _audit(self, route: Route, params: Params, reply: Reply, now: Now) -> None:
         if self.gate.limit != self._limit and reply.code == 10006:
             return  # a fault took the limit away: nobody could know
-        if not route.batch:
+        if not route.batch or reply.code:
             self.auditor.request(route.path, params, reply.code, reply.text, now)
             return
         for one, error in zip(batch_of(params), reply.extra.get("list", ()), strict=False):
@@ -317,7 +325,7 @@ class Venue:
             if action == "dup":
                 self._call(route, args[0], now)
             most = int(terms.get("k", 1)) if action == "partial" else None
-            reply, headers = self._call(route, args[0], now, most)
+            reply, headers = self._call(route, args[0], now, most, action != "dup")
         except Refused as refused:
             reply = Reply(refused.code, refused.text, {}, {})
         if action in ("drop_after", "truncate", "garbage"):
@@ -338,7 +346,7 @@ class Venue:
         self._now = now
         self.faults.due(now.mono_s)  # the clock of the rules
         rule = self.faults.add(fault, now.mono_s)
-        if rule.where == "venue" or rule.action in ("close", "gap"):
+        if rule.where == "venue" or rule.action in AT_ONCE:
             self.apply(rule.terms, now)
         return {"id": rule.number}
 
@@ -372,6 +380,8 @@ class Venue:
         self.clock_offset_ms, self._until = 0, {"": 0.0}
         self.down_until_s = self.maintained_until_s = self.gate.banned_until_s = 0.0
         self.gate.limit, self.gate.reset, self.api.state = self._limit, "", "completed"
+        self.matching.heal(now.market_ms)
+        self._flush(now)
 
     def account(self) -> Row:
         """The exchange's own truth."""
@@ -448,8 +458,7 @@ class Venue:
         """All sockets drop, nobody gets in for `ms`, and order/realtime forgets what has ended."""
         self.down_until_s = now.mono_s + fault.get("ms", 1000) / 1000
         self.sessions.close("", 1006)
-        numbers = [o.number for o in self.matching.orders.values() if o.status not in OPEN]
-        self.api.restarted_at = max(numbers, default=-1) + 1
+        self.api.lost |= {o.order_id for o in self.matching.closed_orders()}
 
     def _do_maintenance(self, fault: Row, now: Now) -> None:
         self.maintained_until_s = now.mono_s + fault.get("ms", 1000) / 1000

@@ -412,7 +412,10 @@ async def the_end(trader):
             cash -= Decimal(row["execValue"]) * (1 if row["side"] == "Buy" else -1)
     worth = Decimal("-0.7") * Decimal(str(position["entryPrice"]))
     assert Decimal(coin["walletBalance"]) == START_USDT + cash + worth
-    say("wallet", "fetch_balance", f"{balance['USDT']['total']} USDT", coin["walletBalance"])
+    equity = float(coin["equity"])
+    await streams.until("equity", lambda: exchange.balance["unified"]["USDT"]["total"] == equity)
+    own = f"{balance['USDT']['total']} USDT, equity {equity}"
+    say("wallet", "fetch_balance, watch_balance", own, coin["walletBalance"])
 
 
 def test_a_session_of_ccxt_pro_ends_with_client_and_exchange_agreeing(paper):

@@ -123,6 +123,10 @@ class Trader:
         row = next(row for row in coins if row["coin"] == "USDT")
         return account.balance_total(USDT).as_decimal(), round8(row["walletBalance"])
 
+    async def settled(self):
+        """Wait until the node's balance is the exchange's."""
+        await self.until("the same balance", lambda: len(set(self.usdt())) == 1)
+
     async def seen(self, step, asked, order, status, filled="0"):
         """Wait until the node believes an order's state; the exchange must hold the same."""
 
@@ -268,6 +272,7 @@ async def traded_through(trader):
 
 async def funding(trader):
     """A funding row moves the balance, and is no fill."""
+    await trader.settled()
     before, _ = trader.usdt()
     fills = len(fills_of(trader))
     trader.paper.control.fault("venue", "fund", symbol=ID, rate="0.0001")
@@ -327,7 +332,7 @@ async def the_end(trader):
     client = f"{position.signed_decimal_qty()}@{position.avg_px_open}"
     say("position", "(the node's cache)", client, f"{size}@{row['avgPrice']}")
 
-    await trader.until("last balance", lambda: len(set(trader.usdt())) == 1)
+    await trader.settled()
     say("wallet", "(the node's account)", *(f"{amount} USDT" for amount in trader.usdt()))
 
     heard = []
