@@ -41,6 +41,7 @@ WINDOW_MS = (
     6 * 86_400_000
 )  # `startTime` alone means seven days from it; older means: the last seven
 MAX_PAGES = 100  # no list we read is longer
+BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
 BAD_FRAME = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 NET_ERRORS = (FailedRequestError, requests.RequestException)
 LOST = (websocket.WebSocketException, OSError, AttributeError)  # the last: closed while sending
@@ -53,6 +54,7 @@ REFUSED |= {110021, 110023, 110044, 110045, 110061, 110066, 110074, 110079, 1100
 REFUSED |= {110094}
 
 Post = Callable[[Any], None]
+Call = Callable[..., tuple[Any, Any]]
 log = logging.getLogger("dm")
 logging.getLogger("pybit").setLevel(logging.CRITICAL)
 logging.getLogger("websocket").disabled = True  # its errors come back as Link
@@ -105,17 +107,23 @@ def _readers(cls: Any) -> list[tuple[str, Callable[[Any], Any]]]:
     return found
 
 
-def read(cls: Any, row: Any) -> Any:
+def read(cls: Any, row: Any, recv_ns: int = 0) -> Any:
     """One message from one row of Bybit's. Raises one of BAD_FRAME on what it cannot read."""
-    row = {"recvNs": time.monotonic_ns(), **row}
+    row = {"recvNs": recv_ns, **row}
     return cls(*[reader(row[key]) for key, reader in _readers(cls)])
 
 
-def klines_of(frame: Any) -> list[msg.Kline]:
+def klines_of(frame: Any, recv_ns: int = 0) -> list[msg.Kline]:
     """A push of `kline.<interval>.<symbol>`."""
     symbol = frame["topic"].rpartition(".")[2]
     rows = ({**row, "symbol": symbol, "ts": row["timestamp"]} for row in frame["data"])
-    return [read(msg.Kline, row) for row in rows]
+    return [read(msg.Kline, row, recv_ns) for row in rows]
+
+
+def account_of(frame: Any, recv_ns: int = 0) -> list[Any]:
+    """A push of a private topic: what it says of USDT perpetuals."""
+    kind = PRIVATE_TOPICS[frame["topic"]]
+    return [read(kind, row, recv_ns) for row in frame["data"] if kind is msg.Wallet or ours(row)]
 
 
 def bar_of(symbol: str, interval_ms: int, row: list[str]) -> msg.Kline:
@@ -158,15 +166,171 @@ def params_of(request: msg.OrderRequest) -> dict[str, Any]:
     return body
 
 
-def answered(request: msg.OrderRequest, code: int, text: str, headers: Any) -> msg.OrderRequest:
-    """The request with what came of it."""
+def frame_of(request: msg.OrderRequest, window_ms: int, wall_ms: int) -> dict[str, Any]:
+    """The request as the trade socket takes it."""
+    body, batch = params_of(request), "-batch" * request.batch
+    return {
+        "reqId": str(request.command),
+        "header": {"X-BAPI-TIMESTAMP": str(wall_ms), "X-BAPI-RECV-WINDOW": str(window_ms)},
+        "op": f"order.{request.action}{batch}",
+        "args": [LINEAR | {"request": [body]} if batch else body],
+    }
+
+
+def answered(
+    request: msg.OrderRequest, code: int, text: str, headers: Any, extra: Any, now_ns: int
+) -> msg.OrderRequest:
+    """The request with what came of it; `extra` is retExtInfo, where a batch says it."""
+    if request.batch and code == 0:
+        (one,) = extra["list"]
+        code, text = one["code"], one["msg"]
     return request._replace(
         outcome="accepted" if code in DONE else "refused" if code in REFUSED else "unknown",
         ret_code=code,
         reason=text if code else "",
-        answered_ns=time.monotonic_ns(),
+        answered_ns=now_ns,
         rate_limit=int((headers or {}).get("X-Bapi-Limit") or 0),
     )
+
+
+def lost(why: str) -> Exception:
+    """What a verb raises where no answer came."""
+    return requests.ConnectionError(why)
+
+
+def failed(why: str, status: int) -> Exception:
+    """What a verb raises on an HTTP status that is an error."""
+    error: Exception = FailedRequestError("", why, status, "", {})
+    return error
+
+
+def refused(text: str, code: int, headers: Any) -> Exception:
+    """What a verb raises on a retCode."""
+    error: Exception = InvalidRequestError("", text, code, "", headers)
+    return error
+
+
+class Clock(NamedTuple):
+    """Where time comes from: the loop's monotonic clock, and the wall clock that signs."""
+
+    now_ns: Callable[[], int] = time.monotonic_ns
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+
+
+class Rest:
+    """Reads and orders by REST. `call` is a pybit verb: its parameters to (body, headers).
+
+    Nothing raises: an error is part of the answer. Once the exchange bans the address, nothing is
+    asked for BAN_SECONDS.
+    """
+
+    def __init__(self, settings: Settings, call: Call, clock: Clock) -> None:
+        self._settings, self._call, self._clock = settings, call, clock
+        self._banned_until_ns = 0
+
+    def fetch(self, ask: msg.Fetch) -> msg.Fetched:
+        """All pages of one read."""
+        rows: list[Any] = []
+        code, error = self._guarded(lambda: rows.extend(getattr(self, f"_{ask.what}")(ask)))
+        done = not error or code in DONE
+        return msg.Fetched(ask, tuple(rows) if done else (), "" if done else error, code)
+
+    def order(self, request: msg.OrderRequest) -> msg.OrderRequest:
+        """One order; an entry that waited too long is not sent."""
+        opens = request.action == "create" and not request.reduce_only
+        if opens and self._clock.now_ns() - request.decided_ns > msg.SEND_NS:
+            return self._unsent(request, "waited too long: not sent")
+        if self._banned:
+            return self._unsent(request, "address banned: not sent")
+        found: list[Any] = []
+        body = params_of(request)
+        verb = f"{request.action.replace('create', 'place')}{'_batch' * request.batch}_order"
+        params = LINEAR | {"request": [body]} if request.batch else body
+        code, error = self._guarded(lambda: found.extend(self._call(verb, **params)))
+        extra, headers = (found[0]["retExtInfo"], found[1]) if found else ({}, None)
+        return answered(request, code, error, headers, extra, self._clock.now_ns())
+
+    @property
+    def _banned(self) -> bool:
+        return self._clock.now_ns() < self._banned_until_ns
+
+    def _unsent(self, request: msg.OrderRequest, why: str) -> msg.OrderRequest:
+        late = answered(request, 0, "", None, {"list": [{"code": 0, "msg": ""}]}, 0)
+        return late._replace(outcome="refused", reason=why)
+
+    def _guarded(self, act: Callable[[], None]) -> tuple[int, str]:
+        """retCode and error of what was done; (-1, why) where nobody knows."""
+        if self._banned:
+            return -1, "address banned: not asked"
+        try:
+            act()
+        except InvalidRequestError as refusal:
+            return refusal.status_code, refusal.message
+        except NET_ERRORS as failure:
+            if getattr(failure, "status_code", 0) == BANNED:
+                self._banned_until_ns = self._clock.now_ns() + BAN_SECONDS * 1_000_000_000
+            return -1, f"{type(failure).__name__}: {failure}"
+        except BAD_FRAME as failure:
+            return -1, f"{type(failure).__name__}: {failure}"
+        return 0, ""
+
+    def _rows(self, verb: str, **params: Any) -> Iterable[Any]:
+        """Every row of every page of a list."""
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            body, _ = self._call(verb, **LINEAR, cursor=cursor, **params)
+            yield from body["result"]["list"]
+            cursor = body["result"].get("nextPageCursor")
+            if not cursor:
+                return
+        raise ValueError(f"{verb}: more than {MAX_PAGES} pages")
+
+    def _instruments(self, _: msg.Fetch) -> Iterable[Any]:
+        """Every USDT perpetual; what may not be opened has another status than Trading."""
+        rows = [row for row in self._rows("get_instruments_info", limit=1000) if ours(row)]
+        found = [(instrument_of(row), tradeable(row)) for row in rows]
+        return [i if opens else i._replace(status="NotTradeable") for i, opens in found]
+
+    def _klines(self, ask: msg.Fetch) -> Iterable[Any]:
+        """Closed bars, oldest first; the newest row may be open and is left out."""
+        span = {"start": ask.start_ms, "limit": 1000} if ask.start_ms else {"limit": 301}
+        interval, length_ms = self._settings.INTERVAL, self._settings.interval_ms
+        body, _ = self._call("get_kline", **LINEAR, symbol=ask.symbol, interval=interval, **span)
+        return [bar_of(ask.symbol, length_ms, row) for row in body["result"]["list"][:0:-1]]
+
+    def _orders(self, _: msg.Fetch) -> Iterable[Any]:
+        rows = self._rows("get_open_orders", settleCoin="USDT", limit=50)
+        return [read(msg.OrderUpdate, row) for row in rows]
+
+    def _order(self, ask: msg.Fetch) -> Iterable[Any]:
+        """One order by our id, open or not; nothing if the exchange knows of none."""
+        key = {"symbol": ask.symbol, "orderLinkId": ask.order_link_id}
+        rows = list(self._rows("get_open_orders", **key)) or self._rows("get_order_history", **key)
+        return [read(msg.OrderUpdate, row) for row in rows]
+
+    def _executions(self, ask: msg.Fetch) -> Iterable[Any]:
+        recent = self._clock.wall_ms() - ask.start_ms < WINDOW_MS
+        since = {"startTime": ask.start_ms} if recent else {}
+        rows = self._rows("get_executions", limit=100, **since)
+        return [read(msg.Execution, row) for row in rows if ours(row)]
+
+    def _positions(self, _: msg.Fetch) -> Iterable[Any]:
+        rows = self._rows("get_positions", settleCoin="USDT", limit=200)
+        return [read(msg.Holding, row) for row in rows]
+
+    def _wallet(self, _: msg.Fetch) -> Iterable[Any]:
+        body, _headers = self._call("get_wallet_balance", accountType="UNIFIED")
+        return [read(msg.Wallet, row) for row in body["result"]["list"]]
+
+    def _account(self, _: msg.Fetch) -> Iterable[Any]:
+        """One-way mode for every USDT contract; refused where hedge positions or orders are."""
+        self._call("switch_position_mode", **LINEAR, coin="USDT", mode=0)
+        return ()
+
+    def _leverage(self, ask: msg.Fetch) -> Iterable[Any]:
+        once = {"symbol": ask.symbol, "buyLeverage": "1", "sellLeverage": "1"}
+        self._call("set_leverage", **LINEAR, **once)
+        return ()
 
 
 class _Socket:
@@ -283,6 +447,8 @@ class Exchange:
         self._settings, self._post, self._at = settings, post, addresses(settings)
         self._pool = ThreadPoolExecutor(REST_THREADS, thread_name_prefix="rest")
         self._local = threading.local()
+        self._clock = Clock()
+        self._rest = Rest(settings, self._call, self._clock)
         self._keys = {"api_key": settings.api_key, "api_secret": settings.api_secret}
         self._sent: dict[str, msg.OrderRequest] = {}
         self._public: list[_Supervisor] = []
@@ -331,17 +497,17 @@ class Exchange:
         return TradeSocket(self._at.trade, self._heard_trade, **rest, **self._keys)
 
     def _heard_public(self, frame: Any) -> None:
-        for kline in klines_of(frame):
+        for kline in klines_of(frame, time.monotonic_ns()):
             self._post(kline)
 
     def _heard_private(self, frame: Any) -> None:
-        for row in frame["data"]:
-            if frame["topic"] == "wallet" or ours(row):
-                self._post(read(PRIVATE_TOPICS[frame["topic"]], row))
+        for message in account_of(frame, time.monotonic_ns()):
+            self._post(message)
 
     def _heard_trade(self, frame: Any) -> None:
         if request := self._sent.pop(frame["reqId"], None):
-            self._post(answered(request, frame["retCode"], frame["retMsg"], frame.get("header")))
+            said = (frame["retCode"], frame["retMsg"], frame.get("header"))
+            self._post(answered(request, *said, frame.get("retExtInfo"), time.monotonic_ns()))
 
     def _send_by_socket(self, request: msg.OrderRequest) -> bool:
         """False where there is no socket, and so nothing was sent."""
@@ -349,44 +515,26 @@ class Exchange:
         socket = link and link.socket
         if not socket:
             return False
-        req_id, window = str(request.command), str(self._settings.RECV_WINDOW_MS)
-        header = {"X-BAPI-TIMESTAMP": str(int(time.time() * 1000)), "X-BAPI-RECV-WINDOW": window}
-        body = {"reqId": req_id, "header": header, "op": f"order.{request.action}"}
-        self._sent[req_id] = request  # before sending: the answer may be faster than we are
+        frame = frame_of(request, self._settings.RECV_WINDOW_MS, self._clock.wall_ms())
+        self._sent[frame["reqId"]] = request  # before sending: the answer may be faster than we are
         try:
-            socket.send(body | {"args": [params_of(request)]})
+            socket.send(frame)
         except LOST as error:
-            self._sent.pop(req_id, None)
-            self._post(answered(request, -1, f"{type(error).__name__}: {error}", None))
+            self._sent.pop(frame["reqId"], None)
+            why = f"{type(error).__name__}: {error}"
+            self._post(answered(request, -1, why, None, {}, time.monotonic_ns()))
         return True
 
     def _send_by_rest(self, request: msg.OrderRequest) -> None:
-        opens = request.action == "create" and not request.reduce_only
-        if opens and time.monotonic_ns() - request.decided_ns > msg.SEND_NS:
-            late = answered(request, 0, "", None)._replace(outcome="refused")
-            self._post(late._replace(reason="waited too long: not sent"))
-            return
-        try:
-            verb = getattr(self._http, f"{request.action.replace('create', 'place')}_order")
-            body, _, headers = verb(**params_of(request))
-            self._post(answered(request, body["retCode"], body["retMsg"], headers))
-        except InvalidRequestError as error:
-            self._post(answered(request, error.status_code, error.message, error.resp_headers))
-        except (*NET_ERRORS, *BAD_FRAME) as error:
-            self._post(answered(request, -1, f"{type(error).__name__}: {error}", None))
+        self._post(self._rest.order(request))
 
     def _fetch(self, ask: msg.Fetch) -> None:
         time.sleep(REST_PAUSE_SECONDS)
-        rows: list[Any] = []
-        code, error = 0, ""
-        try:
-            rows = list(getattr(self, f"_fetch_{ask.what}")(ask))
-        except InvalidRequestError as refusal:
-            code = refusal.status_code
-            error = "" if code in DONE else refusal.message
-        except (*NET_ERRORS, *BAD_FRAME) as failure:
-            code, error = -1, f"{type(failure).__name__}: {failure}"
-        self._post(msg.Fetched(ask, tuple(rows), error, code))
+        self._post(self._rest.fetch(ask))
+
+    def _call(self, verb: str, **params: Any) -> tuple[Any, Any]:
+        body, _, headers = getattr(self._http, verb)(**params)
+        return body, headers
 
     @property
     def _http(self) -> Any:
@@ -402,64 +550,6 @@ class Exchange:
             )
             self._local.http.endpoint = self._at.rest
         return self._local.http
-
-    def _rows(self, verb: str, **params: Any) -> Iterable[Any]:
-        """Every row of every page of a list."""
-        cursor: str | None = None
-        for _ in range(MAX_PAGES):
-            body, _, _ = getattr(self._http, verb)(**LINEAR, cursor=cursor, **params)
-            yield from body["result"]["list"]
-            cursor = body["result"].get("nextPageCursor")
-            if not cursor:
-                return
-        raise ValueError(f"{verb}: more than {MAX_PAGES} pages")
-
-    def _fetch_instruments(self, _: msg.Fetch) -> Iterable[Any]:
-        """Every USDT perpetual; what may not be opened has another status than Trading."""
-        rows = [row for row in self._rows("get_instruments_info", limit=1000) if ours(row)]
-        found = [(instrument_of(row), tradeable(row)) for row in rows]
-        return [i if opens else i._replace(status="NotTradeable") for i, opens in found]
-
-    def _fetch_klines(self, ask: msg.Fetch) -> Iterable[Any]:
-        """Closed bars, oldest first; the newest row may be open and is left out."""
-        span = {"start": ask.start_ms, "limit": 1000} if ask.start_ms else {"limit": 301}
-        interval, length_ms = self._settings.INTERVAL, self._settings.interval_ms
-        body, _, _ = self._http.get_kline(**LINEAR, symbol=ask.symbol, interval=interval, **span)
-        rows = body["result"]["list"][:0:-1]
-        return [bar_of(ask.symbol, length_ms, row) for row in rows]
-
-    def _fetch_orders(self, _: msg.Fetch) -> Iterable[Any]:
-        rows = self._rows("get_open_orders", settleCoin="USDT", limit=50)
-        return [read(msg.OrderUpdate, row) for row in rows]
-
-    def _fetch_order(self, ask: msg.Fetch) -> Iterable[Any]:
-        """One order by our id, open or not; nothing if the exchange knows of none."""
-        key = {"symbol": ask.symbol, "orderLinkId": ask.order_link_id}
-        rows = list(self._rows("get_open_orders", **key)) or self._rows("get_order_history", **key)
-        return [read(msg.OrderUpdate, row) for row in rows]
-
-    def _fetch_executions(self, ask: msg.Fetch) -> Iterable[Any]:
-        recent = time.time() * 1000 - ask.start_ms < WINDOW_MS
-        since = {"startTime": ask.start_ms} if recent else {}
-        rows = self._rows("get_executions", limit=100, **since)
-        return [read(msg.Execution, row) for row in rows if ours(row)]
-
-    def _fetch_positions(self, _: msg.Fetch) -> Iterable[Any]:
-        rows = self._rows("get_positions", settleCoin="USDT", limit=200)
-        return [read(msg.Holding, row) for row in rows]
-
-    def _fetch_wallet(self, _: msg.Fetch) -> Iterable[Any]:
-        body, _, _ = self._http.get_wallet_balance(accountType="UNIFIED")
-        return [read(msg.Wallet, row) for row in body["result"]["list"]]
-
-    def _fetch_account(self, _: msg.Fetch) -> Iterable[Any]:
-        """One-way mode for every USDT contract; refused where hedge positions or orders are."""
-        self._http.switch_position_mode(**LINEAR, coin="USDT", mode=0)
-        return ()
-
-    def _fetch_leverage(self, ask: msg.Fetch) -> Iterable[Any]:
-        self._http.set_leverage(**LINEAR, symbol=ask.symbol, buyLeverage="1", sellLeverage="1")
-        return ()
 
 
 def parts(topics: Iterable[str]) -> list[list[str]]:

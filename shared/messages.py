@@ -148,6 +148,7 @@ class OrderRequest(NamedTuple):
     reason: str = ""
     answered_ns: int = 0
     rate_limit: int = 0
+    batch: bool = False
 
 
 class Ask(NamedTuple):

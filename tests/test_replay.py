@@ -64,20 +64,21 @@ def run(feed):
         _env_file=None,
         SIZE_USDT=SIZE,
         RATE_LIMIT=1_000,
+        PAPER_RATE_LIMIT=1_000,
         PAPER_BOOK="bare",
         PAPER_BALANCE_USDT=Decimal(1_000_000),
     )
     fills = {listing.symbol: [] for listing in feed.listings}
 
     def heard(message):
-        if isinstance(message, msg.Execution):
+        if isinstance(message, msg.Execution) and message.exec_type == "Trade":
             m = message
             row = (m.exec_time_ms, m.side, m.exec_price, m.exec_qty, m.is_maker)
             fills[m.symbol].append(row)
 
     replay = Replay(settings, feed, feed.start_ms, heard)
     replay.run(feed.end_ms)
-    held = {symbol: p.size for symbol, p in replay.exchange.matching.wallet.positions.items()}
+    held = {symbol: p.size for symbol, p in replay.venue.matching.wallet.positions.items()}
     for symbol, rows in fills.items():
         assert held.get(symbol, 0) == sum(q if side == "Buy" else -q for _, side, _, q, _ in rows)
     return fills

@@ -17,6 +17,11 @@ LONG, SHORT = "Buy", "Sell"
 PARTIAL = {"tpslMode": "Partial"}
 
 
+def plain(number: str) -> str:
+    """110 for 110.0."""
+    return f"{Decimal(number).normalize():f}" if number else ""
+
+
 class Desk:
     """An engine with a bare book at 100: a tick of 0.1, a lot of 1."""
 
@@ -61,7 +66,7 @@ class Desk:
         before = len(self.engine.executions)
         self.engine.trade(SYMBOL, Decimal(str(price)), Decimal(qty), self.now_ms)
         rows = self.engine.executions[before:]
-        return [(row["side"], row["execPrice"], row["execQty"]) for row in rows]
+        return [(row["side"], plain(row["execPrice"]), row["execQty"]) for row in rows]
 
     def order(self, order_id: str) -> Any:
         return self.engine.orders[order_id].row()
@@ -72,8 +77,10 @@ class Desk:
 
     def brackets(self) -> list[tuple[str, str, str, str]]:
         """(stopOrderType, side, triggerPrice, qty) of each take profit and stop loss."""
-        names = ("stopOrderType", "side", "triggerPrice", "qty")
-        return [tuple(row[n] for n in names) for row in self.waiting()]  # type: ignore[misc]
+        return [
+            (row["stopOrderType"], row["side"], plain(row["triggerPrice"]), row["qty"])
+            for row in self.waiting()
+        ]
 
     def said(self, order_id: str) -> list[str]:
         """The statuses that were pushed of an order since the last look."""
@@ -86,17 +93,21 @@ class Desk:
     def ended(self) -> list[tuple[str, str, str]]:
         """(stopOrderType, status, cancelType) of each bracket that is over, oldest first."""
         rows = [o.row() for o in self.engine.orders.values() if o.from_position]
-        names = ("stopOrderType", "orderStatus", "cancelType")
-        over = [row for row in rows if row["orderStatus"] != "Untriggered"]
-        return [tuple(row[n] for n in names) for row in over]  # type: ignore[misc]
+        return [
+            (row["stopOrderType"], row["orderStatus"], row["cancelType"])
+            for row in rows
+            if row["orderStatus"] != "Untriggered"
+        ]
 
     @property
     def size(self) -> Decimal:
         return self.engine.wallet.position(SYMBOL).size
 
     @property
-    def position(self) -> Any:
-        return self.engine.position_row(SYMBOL)
+    def set(self) -> tuple[str, str]:
+        """takeProfit and stopLoss of the position's row."""
+        row = self.engine.position_row(SYMBOL)
+        return plain(row["takeProfit"]), plain(row["stopLoss"])
 
 
 @pytest.fixture
@@ -122,7 +133,7 @@ def test_a_conditional_order_waits_until_the_price_reaches_its_trigger(
     order_id = desk.stop(side, trigger)
     row = desk.order(order_id)
     assert (row["orderStatus"], row["stopOrderType"]) == ("Untriggered", "Stop")
-    assert (row["triggerPrice"], row["triggerBy"]) == (trigger, "LastPrice")
+    assert (plain(row["triggerPrice"]), row["triggerBy"]) == (trigger, "LastPrice")
     assert row["triggerDirection"] == (1 if trigger == "101" else 2)
     assert desk.trade(before) == []
     assert desk.trade(at) == [(side, at, "5")]
@@ -178,7 +189,7 @@ def test_a_triggered_market_order_is_priced_by_the_mark_of_that_moment(desk: Des
     """Its protective price is 5 % above 150, not above the 100 at which it was made."""
     order_id = desk.stop("Buy", 120)
     assert desk.trade(150) == [("Buy", "150", "5")]
-    assert desk.order(order_id)["price"] == "157.5"
+    assert plain(desk.order(order_id)["price"]) == "157.5"
 
 
 @pytest.mark.parametrize(("by", "fires"), [("MarkPrice", True), ("LastPrice", False)])
@@ -279,7 +290,7 @@ def test_a_filled_order_leaves_its_take_profit_and_stop_loss_untriggered(
         )
         assert (row["reduceOnly"], row["closeOnTrigger"], row["tpslMode"]) == (True, True, "Full")
         assert (row["orderLinkId"], row["triggerBy"]) == ("", "LastPrice")
-    assert (desk.position["takeProfit"], desk.position["stopLoss"]) == (profit, loss)
+    assert desk.set == (profit, loss)
     assert desk.trade(95) == desk.trade(105) == []
 
 
@@ -360,7 +371,7 @@ def test_when_the_position_is_closed_otherwise_all_its_stops_are_cleared(
         assert status in ("Cancelled", "Deactivated")  # the docs do not say which
         assert cancel == "CancelByTpSlTsClear"
     assert desk.trade(120) == desk.trade(80) == []
-    assert (desk.position["takeProfit"], desk.position["stopLoss"]) == ("", "")
+    assert desk.set == ("", "")
 
 
 def test_an_order_that_reduces_the_other_side_brings_no_stops(desk: Desk) -> None:
@@ -467,6 +478,7 @@ def test_partial_ones_together_never_sell_more_than_there_is(desk: Desk) -> None
         ("Buy", {"takeProfit": 99}),
         ("Buy", {"takeProfit": 100}),
         ("Buy", {"stopLoss": 101}),
+        ("Buy", {"stopLoss": 100}),
         ("Sell", {"takeProfit": 101}),
         ("Sell", {"stopLoss": 99}),
         ("Buy", {"takeProfit": "abc"}),
@@ -527,7 +539,8 @@ def test_a_position_gets_moves_and_loses_its_stops(desk: Desk) -> None:
     desk.ask("trading_stop", takeProfit="0")
     assert desk.brackets() == [("StopLoss", "Sell", "90", "5")]
     assert desk.said(before[0])[0] in ("Deactivated", "Cancelled")
-    assert (desk.position["takeProfit"], desk.position["stopLoss"]) == ("", "90")
+    assert desk.order(before[0])["cancelType"] == "CancelByTpSlTsClear"
+    assert desk.set == ("", "90")
     desk.ask("trading_stop", stopLoss="0")
     assert desk.waiting() == []
 
@@ -596,13 +609,11 @@ def test_twenty_partial_stops_of_a_symbol_and_the_next_is_refused(desk: Desk) ->
 
 def test_every_change_of_a_stop_pushes_the_position(desk: Desk) -> None:
     desk.create("Buy", 5)
-    for profit in (110, 111, "0"):
+    for profit, shown in ((110, "110"), (111, "111"), ("0", "")):
         desk.engine.take_pushes()
         desk.ask("trading_stop", takeProfit=profit)
         rows = [row for topic, row in desk.engine.take_pushes() if topic == "position"]
-        assert rows[-1]["takeProfit"] == str(profit).strip("0")[:3] or rows[-1][
-            "takeProfit"
-        ] == str(profit)
+        assert plain(rows[-1]["takeProfit"]) == shown
 
 
 # Amending a resting order's take profit.
@@ -663,9 +674,9 @@ def test_a_take_profit_that_waits_can_be_moved_and_cancelled_by_its_own_id(desk:
     desk.create("Buy", 5, takeProfit=110, stopLoss=90)
     tp, sl = (row["orderId"] for row in desk.waiting())
     desk.ask("amend", orderId=tp, triggerPrice=108)
-    assert desk.position["takeProfit"] == "108"
+    assert desk.set == ("108", "90")
     desk.ask("cancel", orderId=sl)
-    assert desk.position["stopLoss"] == ""
+    assert desk.set == ("108", "")
     assert desk.trade(108) == [("Sell", "108", "5")]
 
 
@@ -713,9 +724,11 @@ def play(desk: Desk, act: Any) -> None:
             )
         elif ids and name == "amend":
             number, price, profit, qty = args
-            terms = given_ones(price=price, takeProfit=profit, qty=qty)
+            named = desk.engine.orders[ids[number % len(ids)]]
+            size = None if named.from_position else qty  # theirs is not ours to choose
+            terms = given_ones(price=price, takeProfit=profit, qty=size)
             terms = {k: str(v) for k, v in terms.items()}
-            desk.ask("amend", orderId=ids[number % len(ids)], **terms)
+            desk.ask("amend", orderId=named.order_id, **terms)
         elif ids:
             desk.ask("cancel", orderId=ids[args[0] % len(ids)])
     except Refused:

@@ -76,8 +76,8 @@ def _show(tally: Tally, replay: Replay, seconds: float) -> None:
     table = Table(box=None, header_style="bold")
     for name in ("symbol", "bars", "entries", "exits", "open qty", "profit", "fees", ""):
         table.add_column(name, justify="left" if name in ("symbol", "") else "right")
-    matching, total = replay.exchange.matching, Decimal(0)
-    for symbol in replay.exchange.names:
+    matching, total = replay.venue.matching, Decimal(0)
+    for symbol in replay.venue.public.symbols:
         size = matching.wallet.position(symbol).size
         profit = tally.cash[symbol] + size * matching.last[symbol] - tally.fees[symbol]
         total += profit

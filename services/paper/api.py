@@ -19,7 +19,6 @@ BATCH_LIMIT = 20
 REALTIME_CLOSED = 500  # closed orders that order/realtime still shows
 HISTORY_LAG_MS = 200  # until order/history knows of an end
 DAY_MS = 86_400_000
-KEPT_DAYS = 7  # of order/history; cancelled ones without a fill stay for one
 
 Answer = Callable[[Params, Now], Row]
 
@@ -255,7 +254,7 @@ class Api:
             order
             for order in self._matching.closed_orders()
             if order.updated_ms <= now.market_ms - HISTORY_LAG_MS
-            and now.market_ms - order.updated_ms < (KEPT_DAYS if order.filled else 1) * DAY_MS
+            and (order.filled or now.market_ms - order.updated_ms < DAY_MS)
             and since <= order.created_ms <= until
             and keys["orderId"] in (None, "", order.order_id)
             and (keys["orderId"] or keys["orderLinkId"] in (None, "", order.link_id))

@@ -9,7 +9,7 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from zlib import crc32
 
 from services.paper import rows
@@ -85,10 +85,10 @@ class Matching:
         reduces = is_true(params.get("reduceOnly"))
         if listing.status != "Trading" and not reduces:
             raise Refused(110074, "This contract is not live")
-        terms = trigger_terms(params, last, tick) | bracket(params, last, side, tick)
+        asked = number(params, "price", tick) if kind == "Limit" else None
+        terms = trigger_terms(params, last, tick) | bracket(params, asked or last, side, tick)
         if reduces and (terms.get("takeProfit") or terms.get("stopLoss")):
             raise Refused(10001, "params error: reduce-only orders take no takeProfit, stopLoss")
-        asked = number(params, "price", tick) if kind == "Limit" else None
         price = self._permitted(listing, side, asked)
         qty = self._qty(params, listing, side, price, reduces, bool(terms.get("triggerPrice")))
         if terms.get("triggerPrice"):
@@ -124,8 +124,10 @@ class Matching:
         if params.get("triggerPrice") and order.trigger:
             terms["triggerPrice"] = f"{number(params, 'triggerPrice', listing.tick_size):f}"
         if not order.from_position:
-            last, tick = self.last[order.symbol], listing.tick_size
-            terms |= bracket(params, last, order.side, tick, terms)
+            base = price if order.order_type == "Limit" else self.last[order.symbol]
+            terms |= bracket(params, base, order.side, listing.tick_size, terms)
+        if qty != order.qty and order.from_position and order.terms["tpslMode"] == "Full":
+            raise invalid("qty")  # it is the position's
         if (price, qty, terms) == (order.price, order.qty, order.terms):
             raise Refused(10001, "order not modified")
         if not listing.min_order_qty <= qty <= listing.max_order_qty and qty != order.qty:
@@ -183,7 +185,7 @@ class Matching:
         """POST /v5/position/trading-stop. Raises Refused."""
         listing = self._listing(params)
         size = self.wallet.position(listing.symbol).size
-        self.stops.trading_stop(params, listing.symbol, size, listing.tick_size, now_ms)
+        self.stops.trading_stop(params, listing, size, now_ms)
         return {}
 
     # The market.
@@ -472,7 +474,8 @@ class Matching:
         """
         buys, tick = side == BUY, listing.tick_size
         edge = self.marks[listing.symbol] * (1 + (self.band if buys else -self.band))
-        edge = max(edge // tick * tick, tick)
+        inwards = ROUND_FLOOR if buys else ROUND_CEILING
+        edge = max((edge / tick).to_integral_value(inwards) * tick, tick)
         if price is None:
             return edge
         return min(price, edge) if buys else max(price, edge)

@@ -56,7 +56,16 @@ class Order:
     """One order; `row` is what a client sees. `ahead` is the queue in front of it, in coins."""
 
     __slots__ = (
-        *("ahead", "avg_value", "cancel_type", "closed_pnl", "created_ms", "cum_fee", "filled"),
+        *(
+            "ahead",
+            "avg_value",
+            "bracket",
+            "cancel_type",
+            "closed_pnl",
+            "created_ms",
+            "cum_fee",
+            "filled",
+        ),
         *("last_created", "link_id", "number", "order_id", "order_type", "price", "qty", "reason"),
         *("reduce_only", "side", "status", "symbol", "terms", "time_in_force", "updated_ms"),
     )
@@ -74,6 +83,7 @@ class Order:
         self.status, self.reason, self.cancel_type = "New", "EC_NoError", "UNKNOWN"
         self.created_ms = self.updated_ms = 0
         self.last_created = ZERO
+        self.bracket = ""  # take profit and stop loss of one order or request share it
         self.terms: Row = {name: params[name] for name in TERMS if params.get(name)}
 
     @property
@@ -132,6 +142,7 @@ class Order:
         order.closed_pnl = Decimal(row["closedPnl"])
         order.created_ms, order.updated_ms = int(row["createdTime"]), int(row["updatedTime"])
         order.last_created = Decimal(row["lastPriceOnCreated"])
+        order.bracket = row["parentOrderLinkId"]
         return order
 
 

@@ -51,7 +51,7 @@ class Sessions:
         self.dirty: set[Session] = set()  # have frames to send, or are to be closed
         self._gate, self._faults, self._topics = gate, faults, topics
         self._order, self._ack_s = order, ack_s
-        self._subscribers: defaultdict[str, set[Session]] = defaultdict(set)
+        self._subscribers: defaultdict[str, dict[Session, None]] = defaultdict(dict)  # in order
         self._number = 0
 
     def connect(self, path: str, max_active: str, now: Now) -> Session | None:
@@ -157,7 +157,7 @@ class Sessions:
         if not error:
             for topic in args:
                 session.topics.add(topic)
-                self._subscribers[topic].add(session)
+                self._subscribers[topic][session] = None
                 if session.kind == "public" and (
                     frame := self._topics().snapshot(topic, now.market_ms)
                 ):
@@ -187,7 +187,7 @@ class Sessions:
         if not isinstance(topic, str) or topic not in session.topics:
             return
         session.topics.discard(topic)
-        self._subscribers[topic].discard(session)
+        self._subscribers[topic].pop(session, None)
         if not self._subscribers[topic]:
             del self._subscribers[topic]
             if session.kind == "public":

@@ -9,6 +9,7 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import NamedTuple, Protocol
 
+from services.paper.market import Listing
 from services.paper.order import BUY, SELL, Order, Params, Row
 from services.paper.params import Refused, choice, invalid, number
 
@@ -34,6 +35,7 @@ LEGS = (
     Leg("takeProfit", "tpSize", "tpLimitPrice", "tpOrderType", "tpTriggerBy", "TakeProfit", RISES),
     Leg("stopLoss", "slSize", "slLimitPrice", "slOrderType", "slTriggerBy", "StopLoss", FALLS),
 )
+PRICES = {leg.price for leg in LEGS}
 BRACKET = (
     "tpslMode",
     *(name for leg in LEGS for name in (leg.price, leg.limit, leg.order_type, leg.trigger_by)),
@@ -94,23 +96,27 @@ class Stops:
     def attach(self, parent: Order, qty: Decimal, size: Decimal, now_ms: int) -> None:
         """An order with a take profit or stop loss was filled by `qty`; the position is `size`."""
         terms = parent.terms
-        wanted = {leg.price: terms[leg.price] for leg in LEGS if terms.get(leg.price)}
+        wanted = {n: terms[n] for n in (leg.price for leg in LEGS) if terms.get(n, "0") != "0"}
         if not wanted or not size or (size > 0) != (parent.side == BUY):
             return  # nothing was opened that could be protected
         if terms.get("tpslMode") != "Partial":
-            self.set_full(parent.symbol, {**terms, **wanted}, size, now_ms)
+            kept = {name: value for name, value in terms.items() if name not in PRICES}
+            self.set_full(parent.symbol, kept | wanted, size, now_ms, parent.link_id)
             return
         for leg in LEGS:
             if leg.price not in wanted:
                 continue
             child = self._child(parent, leg)
             if child is None:
-                self._new(leg, "Partial", parent.symbol, terms, qty, size, now_ms, parent.link_id)
+                head = (leg, "Partial", parent.symbol, terms, qty, size, now_ms)
+                self._new(*head, parent.link_id, parent.order_id)
             else:
                 child.qty, child.updated_ms = child.qty + qty, now_ms
                 self._desk.say(child)
 
-    def set_full(self, symbol: str, terms: Params, size: Decimal, now_ms: int) -> bool:
+    def set_full(
+        self, symbol: str, terms: Params, size: Decimal, now_ms: int, parent_link: str = ""
+    ) -> bool:
         """Set, move or clear ("0") the position's own; whether anything changed."""
         changed = False
         for leg in LEGS:
@@ -125,7 +131,7 @@ class Stops:
             elif old:
                 self._desk.end(old, "Deactivated", "EC_NoError", now_ms, "CancelByTpSlTsClear")
             elif Decimal(wanted):
-                self._new(leg, "Full", symbol, terms, abs(size), size, now_ms)
+                self._new(leg, "Full", symbol, terms, abs(size), size, now_ms, parent_link)
             else:
                 continue
             changed = True
@@ -136,10 +142,9 @@ class Stops:
         found = (o for o in self.waiting[symbol] if o.terms.get("stopOrderType") == leg.name)
         return next(found, None)
 
-    def trading_stop(
-        self, params: Params, symbol: str, size: Decimal, tick: Decimal, now_ms: int
-    ) -> None:
+    def trading_stop(self, params: Params, listing: Listing, size: Decimal, now_ms: int) -> None:
         """POST /v5/position/trading-stop. Raises Refused."""
+        symbol, tick = listing.symbol, listing.tick_size
         mode = choice(params, "tpslMode", MODES, "Full")
         if not size:
             raise Refused(10001, "can not set tp/sl/ts for zero position")
@@ -156,12 +161,12 @@ class Stops:
             raise Refused(34040, "not modified")
         if partial + len(wanted) > MAX_PARTIAL:
             raise Refused(110061, "The number of TP/SL orders exceeds the limit")
-        parts = [(leg, number(params, leg.size)) for leg in wanted]
+        parts = [(leg, number(params, leg.size, listing.qty_step)) for leg in wanted]
         for leg, qty in parts:
             if qty > abs(size):
                 raise invalid(leg.size)
         for leg, qty in parts:
-            self._new(leg, "Partial", symbol, terms, qty, size, now_ms)
+            self._new(leg, "Partial", symbol, terms, qty, size, now_ms, "", f"{symbol} {now_ms}")
 
     def resize(self, symbol: str, size: Decimal, now_ms: int) -> None:
         """The position changed: its own take profit and stop loss go along, or end with it."""
@@ -176,21 +181,15 @@ class Stops:
         """One of a bracket was triggered: the other one ends."""
         if not order.from_position:
             return
-        key = (order.terms.get("parentOrderLinkId"), order.created_ms, order.terms["tpslMode"])
         for other in list(self.waiting[order.symbol]):
-            terms = other.terms
-            same = (terms.get("parentOrderLinkId"), other.created_ms, terms.get("tpslMode")) == key
-            if other.from_position and same and terms["tpslMode"] == "Partial":
+            if other.from_position and other.bracket == order.bracket != "":
                 self._desk.end(other, "Deactivated", "EC_NoError", now_ms, "CancelByTpSlTsClear")
 
     def _child(self, parent: Order, leg: Leg) -> Order | None:
-        wanted = (f"Partial{leg.name}", parent.link_id)
-        found = (
-            order
-            for order in self.waiting[parent.symbol]
-            if (order.terms.get("stopOrderType"), order.terms.get("parentOrderLinkId")) == wanted
-        )
-        return next(found, None) if parent.link_id else None
+        wanted = (f"Partial{leg.name}", parent.order_id)
+        queue = self.waiting[parent.symbol]
+        found = (o for o in queue if (o.terms.get("stopOrderType"), o.bracket) == wanted)
+        return next(found, None)
 
     def _new(
         self,
@@ -202,6 +201,7 @@ class Stops:
         size: Decimal,
         now_ms: int,
         parent_link: str = "",
+        bracket: str = "",
     ) -> None:
         limit = terms.get(leg.limit) if mode == "Partial" else None
         name = leg.name if mode == "Full" else f"Partial{leg.name}"
@@ -221,7 +221,7 @@ class Stops:
             "tpslMode": mode,
         }
         order = self._desk.new_order(params, Decimal(limit or 0), qty, now_ms)
-        order.status = "Untriggered"
+        order.status, order.bracket = "Untriggered", bracket
         self.waiting[symbol].append(order)
         self._desk.say(order)
 

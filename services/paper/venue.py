@@ -115,27 +115,36 @@ class Venue:
 
     def advance(self, now: Now, most: int = 5_000) -> bool:
         """The market up to a moment, but at most so many points; whether it got there."""
+        self.keep_up(now)
+        for count, point in enumerate(self.ticker.run(now.market_ms)):
+            self.step(point, now)
+            if count >= most:
+                return False
+        return True
+
+    def keep_up(self, now: Now) -> None:
+        """Faults whose time has come or is over; each market second margin and idle sockets."""
         self._now = now
         for fault in self.faults.due(now.mono_s):
             self._try(fault, now)
         self._expire(now)
-        for count, point in enumerate(self.ticker.run(now.market_ms)):
-            if point is None:
-                for index in self.ticker.just_closed:
-                    self.topics.kline(index)
-                self._fund(self.ticker.minute_ms)
-            else:
-                self._trade(point)
-            self._flush(now)
-            if count >= most:
-                return False
         if now.market_ms - self._checked_ms >= CHECK_MS:
             self._checked_ms = now.market_ms
             self.matching.check_margin(now.market_ms)
             self.sessions.cut_idle(now)
             self.topics.tick(now.market_ms)
             self._flush(now)
-        return True
+
+    def step(self, point: Point | None, now: Now) -> None:
+        """One point of the market, or the end of a minute, and all that follows."""
+        self._now = now
+        if point is None:
+            for index in self.ticker.just_closed:
+                self.topics.kline(index)
+            self._fund(self.ticker.minute_ms)
+        else:
+            self._trade(point)
+        self._flush(now)
 
     def _trade(self, point: Point, queued: bool = True) -> None:
         listing = self.matching.listings[self.public.symbols[point.which]]
