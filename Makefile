@@ -9,13 +9,19 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test test-clients bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test test-clients bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(RUN) ## set up what is missing, start everything, wait until it is healthy
 	@$(OPS) up
+
+doctor: $(RUN) ## look at keys, account, clock, universe, disk before anything trades; JSON=1
+	@$(PY) -m services.doctor $(if $(JSON),--json)
+
+why: $(RUN) ## why a symbol has no order: SYMBOL=SOLUSDT [AT=2026-01-31T12:34]
+	@$(PY) -m services.why --symbol $(or $(SYMBOL),$(error say which: make why SYMBOL=SOLUSDT)) $(if $(AT),--at $(AT))
 
 down: $(RUN) ## stop everything; resting orders and positions stay at the exchange
 	@$(OPS) down

@@ -33,7 +33,7 @@ STREAMS = {
     for stream in (
         Stream("market", "PUB", "ingestor", (msg.Instrument, msg.Kline, msg.Health), 100_000),
         Stream("quotes", "PUB", "worker", (msg.Quote, msg.Health)),
-        Stream("commands", "PUB", "router", (msg.OrderRequest, msg.Health)),
+        Stream("commands", "PUB", "router", (msg.OrderRequest, msg.Touch, msg.Health)),
         Stream(
             "account",
             "PUB",

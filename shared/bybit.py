@@ -109,7 +109,7 @@ def _readers(cls: Any) -> list[tuple[str, Callable[[Any], Any]]]:
 
 def read(cls: Any, row: Any, recv_ns: int = 0) -> Any:
     """One message from one row of Bybit's. Raises one of BAD_FRAME on what it cannot read."""
-    row = {"recvNs": recv_ns, **row}
+    row = {"recvNs": recv_ns, "parentOrderLinkId": "", **row}
     return cls(*[reader(row[key]) for key, reader in _readers(cls)])
 
 
@@ -156,8 +156,14 @@ def tradeable(row: Any) -> bool:
 
 
 def params_of(request: msg.OrderRequest) -> dict[str, Any]:
-    """The body of create, amend or cancel: every number a string, every order with our id."""
-    body: dict[str, Any] = LINEAR | {"symbol": request.symbol, "orderLinkId": request.order_link_id}
+    """The body of create, amend or cancel: every number a string, every order with our id (a stop
+    loss, which the exchange has made, with its own)."""
+    name = {"orderId": request.order_id} if request.order_id else {}
+    name = name or {"orderLinkId": request.order_link_id}
+    body: dict[str, Any] = LINEAR | {"symbol": request.symbol, **name}
+    if request.stop_loss and request.action != "cancel":
+        body |= {"stopLoss": f"{request.stop_loss:f}", "tpslMode": "Partial"}
+        body |= {"slOrderType": "Market", "slTriggerBy": "LastPrice"}
     if request.action != "cancel":
         body |= {"qty": f"{request.qty:f}", "price": f"{request.price:f}"}
     if request.action == "create":
@@ -215,6 +221,36 @@ class Clock(NamedTuple):
 
     now_ns: Callable[[], int] = time.monotonic_ns
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+
+
+def caller(settings: Settings) -> Call:
+    """A pybit HTTP of its own, which never retries by itself, as a function of verb and terms."""
+    http = HTTP(
+        api_key=settings.api_key,
+        api_secret=settings.api_secret,
+        recv_window=settings.RECV_WINDOW_MS,
+        timeout=REST_TIMEOUT_SECONDS,
+        max_retries=1,
+        retry_codes={-1},  # an empty set would bring pybit's own list back
+        return_response_headers=True,
+    )
+    http.endpoint = addresses(settings).rest
+
+    def call(verb: str, **params: Any) -> tuple[Any, Any]:
+        body, _, headers = getattr(http, verb)(**params)
+        return body, headers
+
+    return call
+
+
+def tried(call: Call, verb: str, **params: Any) -> tuple[Any, str]:
+    """The body of one read and an empty text, or None and why there is none."""
+    try:
+        return call(verb, **params)[0], ""
+    except InvalidRequestError as refusal:
+        return None, f"{refusal.status_code} {refusal.message}"
+    except (*NET_ERRORS, *BAD_FRAME) as failure:
+        return None, f"{type(failure).__name__}: {failure}"
 
 
 class Rest:
@@ -304,7 +340,8 @@ class Rest:
 
     def _order(self, ask: msg.Fetch) -> Iterable[Any]:
         """One order by our id, open or not; nothing if the exchange knows of none."""
-        key = {"symbol": ask.symbol, "orderLinkId": ask.order_link_id}
+        name = {"orderId": ask.order_id} if ask.order_id else {"orderLinkId": ask.order_link_id}
+        key = {"symbol": ask.symbol, **name}
         rows = list(self._rows("get_open_orders", **key)) or self._rows("get_order_history", **key)
         return [read(msg.OrderUpdate, row) for row in rows]
 
@@ -326,6 +363,11 @@ class Rest:
         """One-way mode for every USDT contract; refused where hedge positions or orders are."""
         self._call("switch_position_mode", **LINEAR, coin="USDT", mode=0)
         return ()
+
+    def _rights(self, _: msg.Fetch) -> Iterable[Any]:
+        """What the key may do with the wallet: nothing, or it is refused."""
+        body, _headers = self._call("get_api_key_information")
+        return list(body["result"].get("permissions", {}).get("Wallet", ()))
 
     def _leverage(self, ask: msg.Fetch) -> Iterable[Any]:
         once = {"symbol": ask.symbol, "buyLeverage": "1", "sellLeverage": "1"}
@@ -533,23 +575,11 @@ class Exchange:
         self._post(self._rest.fetch(ask))
 
     def _call(self, verb: str, **params: Any) -> tuple[Any, Any]:
-        body, _, headers = getattr(self._http, verb)(**params)
+        """By pybit's HTTP of this thread."""
+        if not hasattr(self._local, "call"):
+            self._local.call = caller(self._settings)
+        body, headers = self._local.call(verb, **params)
         return body, headers
-
-    @property
-    def _http(self) -> Any:
-        """pybit's HTTP of this thread, which never retries by itself."""
-        if not hasattr(self._local, "http"):
-            self._local.http = HTTP(
-                **self._keys,
-                recv_window=self._settings.RECV_WINDOW_MS,
-                timeout=REST_TIMEOUT_SECONDS,
-                max_retries=1,
-                retry_codes={-1},  # an empty set would bring pybit's own list back
-                return_response_headers=True,
-            )
-            self._local.http.endpoint = self._at.rest
-        return self._local.http
 
 
 def parts(topics: Iterable[str]) -> list[list[str]]:

@@ -17,14 +17,16 @@ import msgpack
 VERSION = b"\x01"
 SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
-OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+))?")
+OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s))?")
 MAX_FRAME_BYTES = 16 * 2**20  # the largest honest frame is a FullSet: about 200 kB
 
 MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")
 """What is allowed, from all to nothing but getting out; the worst of all triggers holds."""
 
 RUN, NO_ENTRY, REDUCE_ONLY, CANCEL_ALL, FLATTEN = MODES
-ENTRY, EXIT = "entry", "exit"
+ENTRY, EXIT, STOP = "entry", "exit", "stop"
+DUST = "below min_order_qty: not sent"  # why an exit stays with the router
+ARM, HOLD, NONE = "ARM", "HOLD", "NONE"
 
 Version = tuple[str, int]
 """Ledger id and journal row number: larger wins within one ledger, another ledger starts over."""
@@ -149,6 +151,21 @@ class OrderRequest(NamedTuple):
     answered_ns: int = 0
     rate_limit: int = 0
     batch: bool = False
+    stop_loss: Decimal = Decimal(0)
+    order_id: str = ""
+
+
+class Touch(NamedTuple):
+    """What came of a band that was touched, said once its bar is over. Identity: entry_id.
+
+    `outcome` is "order" where an order was sent: what becomes of that, the ledger knows.
+    """
+
+    entry_id: str
+    symbol: str
+    side: str
+    bar_start_ms: int
+    outcome: str
 
 
 class Ask(NamedTuple):
@@ -193,6 +210,7 @@ class OrderUpdate(NamedTuple):
     created_time_ms: int
     updated_time_ms: int
     recv_ns: int = 0
+    parent_order_link_id: str = ""
 
 
 class Execution(NamedTuple):
@@ -345,6 +363,7 @@ class Fetch(NamedTuple):
     start_ms: int = 0
     order_link_id: str = ""
     number: int = 0
+    order_id: str = ""
 
 
 class Fetched(NamedTuple):
@@ -387,6 +406,7 @@ Message = tuple[Any, ...]  # any NamedTuple of this module
 
 _ON_THE_WIRE: tuple[type[Any], ...] = (
     *(Instrument, Kline, HistoryAsk, History, InstrumentsAsk, Instruments, Quote, OrderRequest),
+    Touch,
     *(
         Ask,
         Grant,
@@ -414,10 +434,18 @@ def exit_id(entry: str, number: int) -> str:
     return f"{entry}x{number}"
 
 
+def stop_id(entry: str) -> str:
+    """Our name for a lot's stop loss, which the exchange makes and gives no id of ours."""
+    return f"{entry}s"
+
+
 def parse_id(order_link_id: str) -> tuple[str, int | None] | None:
-    """(entry id, number of the exit or None for the entry itself); None if the id is not ours."""
+    """(entry id, and None for the entry itself, the number of an exit, -1 for the stop loss);
+    None if the id is not ours."""
     found = OUR_ID.fullmatch(order_link_id)
-    return (found[1], int(found[2]) if found[2] else None) if found else None
+    if not found:
+        return None
+    return found[1], int(found[2]) if found[2] else -1 if found[3] else None
 
 
 def encode(message: Message) -> bytes:

@@ -4,6 +4,7 @@ Names, units and ranges are documented in `.env.example`; the environment wins o
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -22,7 +23,16 @@ WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
-FAMILIES = ("BAND_", "BB_", "BYBIT_", "DCA_", "PAPER_", "QUOTE_")  # a typo in these is an error
+FAMILIES = (
+    "BAND_",
+    "BB_",
+    "BYBIT_",
+    "DAILY_",
+    "DCA_",
+    "DRAWDOWN_",
+    "PAPER_",
+    "QUOTE_",
+)  # a typo in these is an error
 Part = TypeVar("Part", bound=NamedTuple)
 
 
@@ -72,6 +82,10 @@ class Settings(BaseSettings):
     MAX_LOTS_PER_SYMBOL: int = Field(10, ge=1, le=100)
     DCA_MIN_STEP_PCT: float = Field(0.2, ge=0, le=100)
     MIN_REPRICE_PCT: float = Field(0.02, ge=0, le=10)
+    STOP_LOSS_PCT: float = Field(0.0, ge=0, le=50)
+    COOLDOWN_SECONDS: int = Field(0, ge=0, le=86_400)
+    DAILY_LOSS_PCT: float = Field(3.0, ge=0, le=100)
+    DRAWDOWN_PCT: float = Field(8.0, ge=0, le=100)
     RATE_LIMIT: int = Field(10, ge=1, le=100_000)
     QUOTE_TTL_MS: int = Field(5_000, ge=1_000, le=600_000)
     RECONCILE_SECONDS: int = Field(10, ge=2, le=3_600)
@@ -181,6 +195,12 @@ class Settings(BaseSettings):
     def part(self, cls: type[Part]) -> Part:
         """The parameters of a core: each field of `cls` from the setting of the same name."""
         return cls(*(getattr(self, name.upper()) for name in cls._fields))
+
+
+def ledger_account(settings: Settings) -> str:
+    """Whose ledger it is: the environment and a fingerprint of the key."""
+    key = hashlib.sha256(settings.api_key.encode()).hexdigest()[:8]
+    return f"{settings.BYBIT_ENV}-{key}"
 
 
 def load(**overrides: Any) -> Settings:

@@ -80,7 +80,7 @@ def test_every_number_leaves_as_a_plain_string():
     ],
 )
 def test_an_answer_has_three_outcomes(code, outcome):
-    assert bybit.answered(request(), code, "text", None).outcome == outcome
+    assert bybit.answered(request(), code, "text", None, {}, 0).outcome == outcome
 
 
 def test_topics_are_parted_so_that_one_connection_takes_them():

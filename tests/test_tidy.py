@@ -34,7 +34,7 @@ DOORS = {
     "websocket": {"shared/bybit.py"},
     "pydantic": {"shared/settings.py"},
     "pydantic_settings": {"shared/settings.py"},
-    "sqlite3": {"services/keeper/store.py"},
+    "sqlite3": {"services/keeper/store.py", "shared/records.py"},
     "numpy": {
         "services/worker/ring.py",
         "services/worker/strategy.py",

@@ -1040,8 +1040,13 @@ def test_who_comes_back_to_a_topic_hears_a_snapshot_again(desk: Desk) -> None:
     desk.run(2)
     wire.send({"op": "unsubscribe", "args": [topic]})
     wire.heard()
+    desk.hold()
+    desk.trade("98.0")  # what happens while nobody listens
     wire.send({"op": "subscribe", "args": [topic]})
-    assert [f["type"] for f in wire.heard(topic)] == ["snapshot"]
+    snapshot = only(wire.heard(topic))
+    assert snapshot["type"] == "snapshot"
+    rest = desk.get("/v5/market/orderbook", symbol=SYMBOL, limit=50)
+    assert (snapshot["data"]["b"], snapshot["data"]["a"]) == (rest["b"], rest["a"])
     late = desk.public(topic)
     assert [f["type"] for f in late.heard(topic)] == ["snapshot"]
 

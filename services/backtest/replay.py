@@ -54,7 +54,10 @@ class Replay:
         self._frames, self._heard = frames, heard
         self._wire: deque[tuple[Actor, Any]] = deque()
         self._doors: dict[Actor, Door] = {}
-        self.keeper, self.ingestor = Keeper(self.settings, ":memory:"), Ingestor(self.settings)
+        self.keeper, self.ingestor = (
+            Keeper(self.settings, ":memory:", self._wall_ms),
+            Ingestor(self.settings),
+        )
         self.router = Router(self.settings)
         worker = Worker(self.settings, shard=(0, 1))
         self._actors: list[Actor] = [self.keeper, self.ingestor, worker, self.router]
@@ -62,7 +65,7 @@ class Replay:
             self._begin(actor)
         if not frames:
             self._wire.append((self.ingestor, msg.Link("public-0", True)))
-        self._settle()
+        self.settle()
 
     def run(self, until_ms: int) -> None:
         """Market time to `until_ms`, or to the end of the feed."""
@@ -70,7 +73,7 @@ class Replay:
             if point is not None:
                 self._advance(point.ts_ms)
             self.venue.step(point, self.now())
-            self._settle()  # what the account knows comes before what the market shows
+            self.settle()  # what the account knows comes before what the market shows
             if not self._frames:
                 self._show(point)
         self._advance(until_ms)
@@ -78,6 +81,9 @@ class Replay:
     def now(self) -> Now:
         """This moment; all clocks are the market's."""
         return self.venue.at(self._now_ms, self._now_ms, self._now_ms / 1000)
+
+    def _wall_ms(self) -> int:
+        return self._now_ms
 
     def _show(self, point: Point | None) -> None:
         """Klines to the ingestor: of one symbol, or of all where a minute has closed."""
@@ -88,7 +94,7 @@ class Replay:
                 row = self.ticker.kline(which, forming) | {"symbol": symbol}
                 row["ts"] = row["timestamp"]
                 self._wire.append((self.ingestor, bybit.read(msg.Kline, row, self._now_ns)))
-                self._settle()
+                self.settle()
 
     def _begin(self, actor: Actor) -> None:
         """Give an actor its door and start it."""
@@ -112,11 +118,11 @@ class Replay:
             for actor in self._actors:
                 self._send(actor, actor.tick(self._now_ns))
                 self._publish(actor.says, msg.Health(actor.service, *NO_HEALTH))
-                self._settle()
+                self.settle()
             self._next_tick_ms += TICK_MS
         self._now_ms = max(self._now_ms, to_ms)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Deliver until nothing is left: the private stream first, then the wire."""
         now = self.local()
         while True:

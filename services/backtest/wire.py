@@ -30,6 +30,7 @@ PATHS = {
     "get_executions": "/v5/execution/list",
     "get_positions": "/v5/position/list",
     "get_wallet_balance": "/v5/account/wallet-balance",
+    "get_api_key_information": "/v5/user/query-api",
     "switch_position_mode": "/v5/position/switch-mode",
     "set_leverage": "/v5/position/set-leverage",
     "place_order": "/v5/order/create",

@@ -7,6 +7,8 @@ from shared import messages as msg
 from shared.actor import Actor
 from shared.settings import Settings, WrongSetting
 
+CHANGED = {10001, 30228, 110003, 110023, 110066, 110074, 110094}  # grid, status, minimum
+DOUBT_NS = 10_000_000_000  # between two looks because of refusals
 REFRESH_NS = 3_600_000_000_000  # Bybit lists, delists and changes maxima during the day
 
 
@@ -14,6 +16,7 @@ class Ingestor(Actor):
     """Never trades, never sees the account."""
 
     service = "ingestor"
+    hears: ClassVar[dict[str, tuple[str, ...]]] = {"commands": ("orderrequest.",)}
     says = "market"
     answers = ("history", "instruments")
     links: ClassVar[tuple[str, ...]] = ("public",)
@@ -40,6 +43,8 @@ class Ingestor(Actor):
         if isinstance(message, msg.Kline):
             self.counters["klines"] += 1
             return list(self._feed.push(message, now_ns))
+        if isinstance(message, msg.OrderRequest):
+            return self._doubted(message, now_ns)
         if isinstance(message, msg.Link):
             self._links[message.name] = message.up
         elif isinstance(message, msg.Fetched) and message.ask.what == "klines":
@@ -65,6 +70,14 @@ class Ingestor(Actor):
         self.ready = bool(total) and filled == total and all(self._links.values() or [False])
         self.note = f"{filled}/{total} symbols"
         return asks
+
+    def _doubted(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
+        """A refusal that an instrument which has changed would explain: look at them again."""
+        changed = request.outcome == "refused" and request.ret_code in CHANGED
+        if not changed or now_ns - self._refreshed_ns < DOUBT_NS:
+            return []
+        self._refreshed_ns = now_ns
+        return [msg.Fetch("instruments")]
 
     def _bars(self, fetched: msg.Fetched) -> list[msg.Message]:
         if fetched.error:

@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from services.ingestor.history import Bars
 from shared.messages import History, Kline
 
+JUMP = 2.0  # a price that doubles or halves between two pushes of one bar is not believed
 CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next bar began is fetched
 
 
 class Symbol:
     """What the feed knows of one symbol. `late_ns`: since when a bar is known to be missing."""
 
-    __slots__ = ("asked", "bars", "heard_ns", "late_ns", "ts_ms")
+    __slots__ = ("asked", "bars", "close", "heard_ns", "late_ns", "ts_ms")
 
     def __init__(self, interval_ms: int) -> None:
         self.bars = Bars(interval_ms)
         self.heard_ns = 0
         self.ts_ms = 0
+        self.close = 0.0
         self.late_ns = 0
         self.asked = False
 
@@ -45,7 +47,11 @@ class Feed:
         if not (inside and kline.low > 0 and kline.high < float("inf")):
             self.counters["absurd"] += 1  # nan, too: it compares false with everything
             return []
-        symbol.heard_ns, symbol.ts_ms = now_ns, kline.ts_ms
+        jumped = symbol.close and not symbol.close / JUMP < kline.close < symbol.close * JUMP
+        if jumped and not kline.confirm:
+            self.counters["absurd"] += 1  # a closed bar is the exchange's last word, this is not
+            return []
+        symbol.heard_ns, symbol.ts_ms, symbol.close = now_ns, kline.ts_ms, kline.close
         if not kline.confirm:
             if kline.start_ms > symbol.bars.next_ms and not symbol.late_ns:
                 symbol.late_ns = now_ns

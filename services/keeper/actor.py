@@ -3,46 +3,60 @@
 Owns grants, orders, executions, lots, caps and the mode. Never creates or amends an order.
 """
 
-import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
+from services.keeper.losses import Limits, Losses
 from services.keeper.reconcile import TRUST_NS, Reconcile
 from services.keeper.store import Store
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of
-from shared.settings import Settings
+from shared.settings import Settings, WrongSetting, ledger_account
 
 EQUITY_NS = 60_000_000_000
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
+CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
+WRONG_TIME = 10002
 UNKNOWN_NS = 2_000_000_000  # a grant this old that nothing was heard of is asked for
+
+
+def wall_clock_ms() -> int:
+    """The machine's wall clock."""
+    return time.time_ns() // 1_000_000
 
 
 class Keeper(Actor):
     """The only reader of the account."""
 
     service = "keeper"
-    hears: ClassVar[dict[str, tuple[str, ...]]] = {"commands": ("orderrequest.", "health.")}
+    hears: ClassVar[dict[str, tuple[str, ...]]] = {
+        "commands": ("orderrequest.", "touch.", "health."),
+        "market": ("health.",),
+    }
     says = "account"
     answers = ("ledger",)
     links: ClassVar[tuple[str, ...]] = ("private",)
 
-    def __init__(self, settings: Settings, path: str = "") -> None:
+    def __init__(
+        self, settings: Settings, path: str = "", wall_ms: Callable[[], int] = wall_clock_ms
+    ) -> None:
         super().__init__(settings)
+        self._wall_ms = wall_ms
         self._path = path or str(settings.RUN_DIR / "state.db")
-        key = hashlib.sha256(settings.api_key.encode()).hexdigest()[:8]
-        self._account = f"{settings.BYBIT_ENV}-{key}"
+        self._account = ledger_account(settings)
         self._caps, self._interval_ms = settings.part(Caps), settings.interval_ms
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
         self._operator, self._linked = (msg.RUN, ""), False
+        self._checked = False  # that the key moves no funds
         self._said_mode = ("", "")
-        self._router_ns = self._cancelled_ns = 0
+        self._router_ns = self._cancelled_ns = self._market_ns = self._clock_ns = 0
+        self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
         self._until_ms = 0
@@ -54,12 +68,13 @@ class Keeper(Actor):
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
         rows = (disk.row(), disk.orders(), disk.lots(), disk.executions())
-        self._ledger.restore(*rows, disk.used_ms(), disk.foreign())
-        self._ledger.born_ms = disk.born_ms()
+        self._ledger.restore(*rows, disk.used_ms(), disk.foreign(), disk.closed_ms())
+        self._ledger.born_ms = int(disk.noted("born_ms"))
+        self._losses = Losses(self._limits, disk.noted("losses"))
         self._operator = disk.operator()
         granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
         self._granted_ns = dict.fromkeys(granted, now_ns)
-        self._router_ns = now_ns
+        self._router_ns = self._market_ns = now_ns
         return []
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
@@ -71,13 +86,19 @@ class Keeper(Actor):
         if isinstance(message, msg.Wallet):
             return self._wallet(message, now_ns)
         if isinstance(message, msg.OrderRequest):
-            return self._command(message)
-        if isinstance(message, msg.Health):
+            return self._command(message, now_ns)
+        if isinstance(message, msg.Touch):
+            self._store.outcome(message, final=False)
+        if isinstance(message, msg.Health) and message.service == "router":
             self._router_ns = now_ns
+        elif isinstance(message, msg.Health):
+            self._market_ns = now_ns
         if isinstance(message, msg.Link):
             self._linked = message.up
             self._reconcile.distrust("not reconciled")
-            return [*self._begin(now_ns), self._mode()] if message.up else [self._mode()]
+            return (
+                [*self._begin(now_ns), self._mode(now_ns)] if message.up else [self._mode(now_ns)]
+            )
         if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
         return []
@@ -88,18 +109,21 @@ class Keeper(Actor):
             return self._grant(request, now_ns)
         if isinstance(request, msg.Control) and request.mode in msg.MODES:
             self._operator = (request.mode, "operator")
-            return [self._mode(request.who)]
+            if request.mode == msg.RUN:
+                self._losses.forgive()
+                self._ledger.breach = ""
+            return [self._mode(now_ns, request.who)]
         if isinstance(request, msg.Control):
             return []
         symbols = sorted(self._ledger.symbols())
-        return [msg.FullSet(tuple(self._ledger.position(s) for s in symbols), self._mode())]
+        return [msg.FullSet(tuple(self._ledger.position(s) for s in symbols), self._mode(now_ns))]
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Every position again, then the mode; a round of reconciliation when it is time."""
         messages: list[msg.Message] = [
             self._ledger.position(s) for s in sorted(self._ledger.symbols())
         ]
-        messages.append(self._mode())
+        messages.append(self._mode(now_ns))
         pause_ns = self._round_ns if self._reconcile.trusted else min(self._round_ns, TRUST_NS)
         if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
@@ -125,12 +149,15 @@ class Keeper(Actor):
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
+            if not is_open and order.kind == msg.ENTRY:
+                self._store.outcome(_touch(order, _outcome(order)), final=True)
         return [self._ledger.position(change.symbol)._replace(recv_ns=recv_ns)]
 
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
-        reason, change = self._ledger.grant(ask, self._mode_now()[0])
+        reason, change = self._ledger.grant(ask, self._mode_now(now_ns)[0])
+        touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
+        self._store.outcome(touch, final=reason != "bar_used")
         if reason:
-            self._store.outcome(ask.order_link_id, reason, ask.symbol, ask.side, ask.bar_start_ms)
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
         said = self._keep(change, durable=True)
@@ -138,27 +165,38 @@ class Keeper(Actor):
         self.counters["grants"] += 1
         return [msg.Grant(ask.order_link_id, True), *said]
 
-    def _command(self, request: msg.OrderRequest) -> list[msg.Message]:
-        """A refused create never was: its slot is free again."""
-        if request.outcome != "refused" or request.action != "create":
+    def _command(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
+        """A refused create never was: its slot is free again. An exit that is too small joins the
+        next lot's."""
+        if request.outcome != "refused":
             return []
-        ours = msg.parse_id(request.order_link_id)
-        bar_ms = int(request.order_link_id.split("-")[2], 16) * 60_000 if ours else 0
+        self._store.refusal(request, self._wall_ms())
+        if request.ret_code == WRONG_TIME:
+            self._clock_ns = now_ns
+        if request.action != "create":
+            return []
+        if request.reduce_only and (request.reason == msg.DUST or "minimum" in request.reason):
+            return self._keep(self._ledger.merge(request.order_link_id))
         reason = f"refused {request.ret_code} {request.reason}".strip()
-        self._store.outcome(request.order_link_id, reason, request.symbol, request.side, bar_ms)
         return self._keep(self._ledger.finish(request.order_link_id, "Refused", reason))
 
     def _wallet(self, wallet: msg.Wallet, now_ns: int) -> list[msg.Message]:
-        if now_ns - self._equity_ns >= EQUITY_NS:
+        before = self._losses.trigger()
+        drawdown = self._losses.seen(wallet.total_equity, self._wall_ms())
+        if drawdown and self._operator[0] != msg.FLATTEN:
+            self._operator = (msg.FLATTEN, drawdown)
+        if now_ns - self._equity_ns >= EQUITY_NS or drawdown or self._losses.trigger() != before:
             self._equity_ns = now_ns
-            self._store.equity(wallet, time.time_ns() // 1_000_000)
+            self._store.equity(wallet, self._wall_ms())
+            self._store.note("losses", self._losses.text)
         return [wallet]
 
     # The exchange's truth.
 
     def _begin(self, now_ns: int) -> list[msg.Message]:
         self._until_ms = self._ledger.last_execution_ms
-        return list(self._reconcile.begin(self._store.since_ms(), now_ns))
+        asks = self._reconcile.begin(int(self._store.noted("since_ms")), now_ns)
+        return [*asks, *([] if self._checked else [msg.Fetch("rights")])]
 
     def _unknowns(self, now_ns: int) -> list[msg.Message]:
         """Grants that nothing was heard of for too long: ask for each by its id."""
@@ -169,10 +207,15 @@ class Keeper(Actor):
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         if fetched.ask.what == "order":
             return self._one_order(fetched, now_ns)
+        if fetched.ask.what == "rights":
+            self._checked = not fetched.error
+            if fetched.rows:
+                raise WrongSetting(f"BYBIT_API_KEY: may move funds: {', '.join(fetched.rows)}")
+            return []
         self.counters["fetch_errors"] += bool(fetched.error)
         if not self._reconcile.done(fetched):
             return []
-        snapshot, first = self._reconcile.snapshot, self._store.born_ms() < 0
+        snapshot, first = self._reconcile.snapshot, int(self._store.noted("born_ms")) < 0
         messages = self._first_look(now_ns) if first else self._adopt_orders(now_ns)
         for execution in reversed(snapshot["executions"]):
             messages += self._keep(self._ledger.execute(execution))
@@ -182,15 +225,17 @@ class Keeper(Actor):
             messages += self._keep(self._ledger.update(update))
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
-        self._store.read_until(self._until_ms)
-        open_ids = {row.order_link_id for row in snapshot["orders"]}
+        self._store.note("since_ms", self._until_ms)
+        open_ids = {n for row in snapshot["orders"] for n in (row.order_link_id, row.order_id)} - {
+            ""
+        }
         known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
         messages += self._reconcile.unconfirmed(known, open_ids)
         holdings = snapshot["positions"]
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
-        foreign = {o.symbol for o in snapshot["orders"] if not msg.parse_id(o.order_link_id)}
+        foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
-        return [*messages, self._mode()]
+        return [*messages, self._mode(now_ns)]
 
     def _one_order(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """The exchange's word on one order; its executions come with the next round, or before."""
@@ -223,10 +268,10 @@ class Keeper(Actor):
                 msg.REDUCE_ONLY,
                 "orders of ours at the exchange, but no ledger of them",
             )
-            self._mode("keeper")
+            self._mode(now_ns, "keeper")
         executions = () if ours else snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
-        self._store.born(self._ledger.born_ms)
+        self._store.note("born_ms", self._ledger.born_ms)
         return self._adopt(ours, now_ns)
 
     def _adopt_holdings(self) -> list[msg.Message]:
@@ -258,8 +303,16 @@ class Keeper(Actor):
 
     # The mode: the worst of what the operator wants and what the account allows.
 
-    def _mode_now(self) -> tuple[str, str]:
+    def _mode_now(self, now_ns: int) -> tuple[str, str]:
         triggers = [self._operator]
+        if lost := self._losses.trigger():
+            triggers.append(lost)
+        if self._ledger.breach:
+            triggers.append((msg.CANCEL_ALL, self._ledger.breach))
+        if now_ns - self._market_ns > SILENT_NS:
+            triggers.append((msg.NO_ENTRY, "market data lost"))
+        if self._clock_ns and now_ns - self._clock_ns < CLOCK_NS:
+            triggers.append((msg.NO_ENTRY, "clock doubtful"))
         if not self._linked:
             triggers.append((msg.NO_ENTRY, "private stream lost"))
         elif not self._reconcile.trusted:
@@ -267,16 +320,36 @@ class Keeper(Actor):
         mode, reason = max(triggers, key=lambda trigger: msg.MODES.index(trigger[0]))
         return mode, "" if mode == msg.RUN else reason
 
-    def _mode(self, who: str = "") -> msg.Mode:
+    def _mode(self, now_ns: int, who: str = "") -> msg.Mode:
         """The Mode message; a change is written first."""
-        mode, reason = self._mode_now()
+        mode, reason = self._mode_now(now_ns)
         said = self._ledger.mode(mode, reason, len(self._reconcile.differences))
         if (mode, reason) != self._said_mode or who:
             self._said_mode = (mode, reason)
-            self._store.mode(said, self._operator, who, time.time_ns() // 1_000_000)
+            self._store.mode(said, self._operator, who, self._wall_ms())
         return said
 
 
 def _entries(rows: Iterable[Any]) -> set[str]:
     """The entries that rows with our ids belong to, exits included."""
     return {found[0] for row in rows if (found := msg.parse_id(row.order_link_id))}
+
+
+def _is_ours(order: msg.OrderUpdate) -> bool:
+    """By its own id, or as the stop loss of one."""
+    return bool(msg.parse_id(order.order_link_id) or msg.parse_id(order.parent_order_link_id))
+
+
+def _touch(order: msg.Order, outcome: str) -> msg.Touch:
+    head = (order.order_link_id, order.symbol, order.side, order.bar_start_ms)
+    return msg.Touch(*head, outcome)
+
+
+def _outcome(order: msg.Order) -> str:
+    """What came of an entry that has ended, in one word."""
+    if order.cum_exec_qty:
+        return "filled"
+    if order.reject_reason == "EC_PostOnlyWillTakeLiquidity":
+        return "post_only"
+    words = {"Refused": "refused", "NotAccepted": "not_accepted", "Rejected": "rejected"}
+    return words.get(order.status, "cancelled")

@@ -17,6 +17,8 @@ GRANTED = "Granted"
 TERMINAL = {"Filled", "Cancelled", "Rejected", "Deactivated", "PartiallyFilledCanceled"}
 TERMINAL |= {"Refused", "NotAccepted"}  # ours: the exchange said no, or never heard of it
 MOVES_LOTS = {"Trade", "AdlTrade", "BustTrade", "BlockTrade", "MovePosition", "Delivery"}
+FORCED = {"AdlTrade", "BustTrade"}  # the exchange reduced us against our will ...
+FORCED_MS = 900_000  # ... after which the symbol has no entries for so long
 ZERO = Decimal(0)
 
 
@@ -26,6 +28,7 @@ class Caps(NamedTuple):
     max_slots: int
     max_symbols: int
     max_lots_per_symbol: int
+    cooldown_seconds: int = 0
 
 
 class Change(NamedTuple):
@@ -54,6 +57,9 @@ class Ledger:
         self._ended: set[str] = set()
         self._seen: set[str] = set()
         self._used_ms: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self._stops: dict[str, str] = {}  # order_id of a stop loss: our name for it
+        self._rest_ms: defaultdict[str, int] = defaultdict(int)  # symbol: no entries until then
+        self.breach = ""
 
     def restore(
         self,
@@ -63,10 +69,14 @@ class Ledger:
         executions: Iterable[msg.Execution],
         used_ms: dict[tuple[str, str], int],
         foreign: dict[str, Decimal] | None = None,
+        closed_ms: dict[str, int] | None = None,
     ) -> None:
         """From disk: open orders and lots, every execution, the bars used, what is foreign."""
         self.row = row
         self.orders = {order.order_link_id: order for order in orders}
+        self._stops = {o.order_id: name for name, o in self.orders.items() if o.kind == msg.STOP}
+        for symbol, at_ms in (closed_ms or {}).items():
+            self._cool_down(symbol, at_ms)
         self.lots = {name: _empty(o) for name, o in self.orders.items() if o.kind == msg.ENTRY}
         self.lots |= {lot.entry_id: lot for lot in lots}
         self._used_ms.update(used_ms)
@@ -92,7 +102,8 @@ class Ledger:
 
     def update(self, said: msg.OrderUpdate) -> Change:
         """The exchange's word on an order; what is older than we know changes nothing."""
-        known = self._order(said, said.price)
+        name = self._name(said)
+        known = self._order(name, said, said.price)
         if known is None or _stale(said, known):
             return Change()
         order = known._replace(
@@ -106,7 +117,9 @@ class Ledger:
         )
         if order == self.orders.get(order.order_link_id):
             return Change()
-        return self._settled(order, self._lot(order.order_link_id))
+        if order.kind == msg.STOP:
+            self._stops[order.order_id] = name
+        return self._settled(order, self._lot(name))
 
     def finish(self, order_link_id: str, status: str, reason: str) -> Change:
         """An order that never came to be: Refused, or NotAccepted."""
@@ -128,14 +141,33 @@ class Ledger:
         if execution.exec_id in self._seen or execution.exec_time_ms <= self.born_ms:
             return Change()
         self._note(execution)
-        lot = self._lot(execution.order_link_id)
+        name = self._name(execution)
+        lot = self._lot(name)
         if execution.exec_type not in MOVES_LOTS:
             self.row += 1
             return Change(execution.symbol, execution=execution)
         if lot is None:
             return self._executed_by_others(execution)
-        order = self._order(execution, execution.exec_price)
+        order = self._order(name, execution, execution.exec_price)
+        if order and 0 < order.qty < self._filled[name]:
+            self.breach = f"{name} was filled beyond its quantity"
         return self._settled(order, _filled(lot, execution), execution)
+
+    def merge(self, name: str) -> Change:
+        """What is left of a lot is too small for an exit of its own: it joins the oldest other."""
+        dust = self._lot(name)
+        if dust is None or any(self._lot(other) == dust for other in self.orders):
+            return Change()
+        others = (x for x in self.position(dust.symbol).lots if x.side == dust.side and x != dust)
+        other, left = next(others, None), dust.bought - dust.sold
+        if other is None or left <= 0:
+            return Change()
+        value = left * dust.entry_price
+        empty = dust._replace(sold=dust.bought, proceeds=dust.proceeds + value)
+        more = other._replace(bought=other.bought + left, cost=other.cost + value)
+        self.row += 1
+        closed = self._closed(empty._replace(sold_before=empty.sold_before + left))
+        return Change(dust.symbol, (), (*closed, *self._closed(more)))
 
     def position(self, symbol: str) -> msg.Position:
         """The whole truth of one symbol."""
@@ -181,9 +213,11 @@ class Ledger:
 
     def _refusal(self, ask: msg.Ask, mode: str) -> str:
         if mode != msg.RUN:
-            return f"mode {mode}"
+            return "halted"
         if ask.bar_start_ms <= self._used_ms[ask.symbol, ask.side]:
             return "bar_used"
+        if ask.bar_start_ms < self._rest_ms[ask.symbol]:
+            return "cooldown"
         if ask.symbol in self.blocked or self.foreign.get(ask.symbol):
             return self.blocked.get(ask.symbol, "foreign")
         if any(o.symbol == ask.symbol and o.kind == msg.ENTRY for o in self.orders.values()):
@@ -224,14 +258,31 @@ class Ledger:
         ours = msg.parse_id(order_link_id)
         return self.lots.get(ours[0]) if ours else None
 
-    def _order(self, said: msg.OrderUpdate | msg.Execution, price: Decimal) -> msg.Order | None:
+    def _name(self, said: msg.OrderUpdate | msg.Execution) -> str:
+        """Our id of the order a fact is about; a stop loss goes by its parent's."""
+        if said.order_link_id:
+            return said.order_link_id
+        parent = getattr(said, "parent_order_link_id", "")
+        return msg.stop_id(parent) if parent else self._stops.get(said.order_id, "")
+
+    def _cool_down(self, symbol: str, closed_ms: int) -> None:
+        if self._caps.cooldown_seconds:
+            self._rest(symbol, closed_ms + self._caps.cooldown_seconds * 1000)
+
+    def _rest(self, symbol: str, until_ms: int) -> None:
+        self._rest_ms[symbol] = max(self._rest_ms[symbol], until_ms)
+
+    def _order(
+        self, name: str, said: msg.OrderUpdate | msg.Execution, price: Decimal
+    ) -> msg.Order | None:
         """The order a fact is about. An exit heard of for the first time is as it must have been
         sent; one that has ended, or belongs to no lot, is None."""
-        name, lot = said.order_link_id, self._lot(said.order_link_id)
+        lot = self._lot(name)
         if name in self.orders or name in self._ended or lot is None:
             return self.orders.get(name)
         terms = (price, lot.bought - lot.sold_before, ZERO, GRANTED, lot.bar_start_ms)
-        head = (name, said.order_id, said.symbol, said.side, msg.EXIT)
+        kind = msg.STOP if name == msg.stop_id(lot.entry_id) else msg.EXIT
+        head = (name, said.order_id, said.symbol, said.side, kind)
         return msg.Order(*head, *terms, lot.take_profit_pct, 0)
 
     def _executed_by_others(self, execution: msg.Execution) -> Change:
@@ -253,11 +304,14 @@ class Ledger:
         """Remember a fill: its id, its sum per order, and the bar it used up."""
         self._seen.add(execution.exec_id)
         self.last_execution_ms = max(self.last_execution_ms, execution.exec_time_ms)
-        ours = msg.parse_id(execution.order_link_id)
+        name = self._name(execution)
+        ours = msg.parse_id(name)
+        if execution.exec_type in FORCED:
+            self._rest(execution.symbol, execution.exec_time_ms + FORCED_MS)
         if execution.exec_type not in MOVES_LOTS or not ours:
             return
         if ours[0] in self.lots:
-            self._filled[execution.order_link_id] += execution.exec_qty
+            self._filled[name] += execution.exec_qty
         if ours[1] is None:
             key = (execution.symbol, execution.side)
             bar_ms = execution.exec_time_ms // self._interval_ms * self._interval_ms
@@ -290,6 +344,7 @@ class Ledger:
         working = any((msg.parse_id(name) or ("",))[0] == lot.entry_id for name in self.orders)
         if not working and lot.bought == lot.sold:
             lot = lot._replace(closed_ms=self.last_execution_ms)
+            self._cool_down(lot.symbol, lot.closed_ms)
             del self.lots[lot.entry_id]
             self._ended = {name for name in self._ended if not name.startswith(lot.entry_id)}
         else:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from shared.messages import SEND_NS, Fetch, Fetched, Holding, Order, OrderUpdate
+from shared.messages import SEND_NS, STOP, Fetch, Fetched, Holding, Order, OrderUpdate
 
 ROUND = ("orders", "executions", "positions", "wallet")
 OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
@@ -70,11 +70,19 @@ class Reconcile:
     def unconfirmed(self, ours: Iterable[Order], open_ids: set[str]) -> list[Fetch]:
         """Orders that we hold open and the exchange does not list: ask for each by its id, at most
         MAX_QUERIES at once."""
-        names = {o.order_link_id: o.symbol for o in ours if o.order_link_id not in open_ids}
-        new = [name for name in names if name not in self._asked]
-        new = new[: max(0, MAX_QUERIES - len(self._asked))]
-        self._asked.update(new)
-        return [Fetch("order", names[name], order_link_id=name) for name in new]
+        new = [
+            order
+            for order in ours
+            if not {order.order_link_id, order.order_id} & open_ids
+            and order.order_link_id not in self._asked
+        ][: max(0, MAX_QUERIES - len(self._asked))]
+        self._asked.update(order.order_link_id for order in new)
+        made = {order.order_link_id: order.order_id for order in new if order.kind == STOP}
+        names = [(order.symbol, order.order_link_id) for order in new]
+        return [
+            Fetch("order", symbol, order_link_id=name, order_id=made.get(name, ""))
+            for symbol, name in names
+        ]
 
     def never_arrived(self, fetched: Fetched, granted_ns: int, now_ns: int) -> bool:
         """Proof that a granted order is not, and will not be, at the exchange."""

@@ -22,8 +22,10 @@ TABLES: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
 }
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE outcomes (entry_id TEXT, reason TEXT, symbol TEXT, side TEXT, bar_start_ms INTEGER,
-  PRIMARY KEY (entry_id, reason)) WITHOUT ROWID;
+CREATE TABLE outcomes (entry_id TEXT PRIMARY KEY, symbol TEXT, side TEXT, bar_start_ms INTEGER,
+  outcome TEXT) WITHOUT ROWID;
+CREATE TABLE refusals (order_link_id TEXT, command INTEGER, symbol TEXT, ret_code INTEGER,
+  reason TEXT, wall_ms INTEGER, PRIMARY KEY (order_link_id, command)) WITHOUT ROWID;
 CREATE TABLE foreigners (symbol TEXT PRIMARY KEY, qty TEXT) WITHOUT ROWID;
 CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT);
 CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, why TEXT, who TEXT,
@@ -64,10 +66,16 @@ class Store:
                 self._db.execute("INSERT OR REPLACE INTO foreigners VALUES (?, ?)", values)
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'row'", (str(row),))
 
-    def outcome(self, entry: str, reason: str, symbol: str, side: str, bar_start_ms: int) -> None:
-        """One refusal, recorded once for each id and reason."""
-        values = (entry, reason, symbol, side, bar_start_ms)
-        self._db.execute("INSERT OR IGNORE INTO outcomes VALUES (?, ?, ?, ?, ?)", values)
+    def outcome(self, touch: msg.Touch, final: bool) -> None:
+        """What came of a touched band. `final` is the ledger's own word and wins."""
+        verb = "REPLACE" if final else "IGNORE"
+        self._db.execute(f"INSERT OR {verb} INTO outcomes VALUES (?, ?, ?, ?, ?)", touch)
+
+    def refusal(self, request: msg.OrderRequest, wall_ms: int) -> None:
+        """What the exchange, or the router for it, refused to do."""
+        head = (request.order_link_id, request.command, request.symbol)
+        values = (*head, request.ret_code, request.reason, wall_ms)
+        self._db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
         """One snapshot of the account."""
@@ -90,22 +98,15 @@ class Store:
         query = "SELECT 1 FROM orders WHERE order_link_id = ?"
         return self._db.execute(query, (order_link_id,)).fetchone() is not None
 
-    def since_ms(self) -> int:
-        """Market time up to which every execution has been read."""
-        return int(self._value("since_ms"))
-
-    def read_until(self, since_ms: int) -> None:
-        """Said when a round of snapshots was complete."""
-        self._db.execute("UPDATE meta SET value = ? WHERE name = 'since_ms'", (str(since_ms),))
-
-    def born_ms(self) -> int:
-        """Market time of the last execution before this ledger began; -1 while that is unknown."""
-        return int(self._value("born_ms"))
-
-    def born(self, born_ms: int) -> None:
-        """Said once, when the exchange was first looked at."""
+    def note(self, name: str, value: object) -> None:
+        """Keep one value, as text, durably: since_ms, born_ms, losses."""
         self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("UPDATE meta SET value = ? WHERE name = 'born_ms'", (str(born_ms),))
+        self._db.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
+
+    def noted(self, name: str) -> str:
+        """`since_ms`: market time up to which every execution was read. `born_ms`: the last
+        execution before this ledger began, -1 while that is unknown. `losses`: of the equity."""
+        return self._value(name)
 
     def row(self) -> int:
         """Journal row number of the last change."""
@@ -129,6 +130,10 @@ class Store:
             "SELECT symbol, side, MAX(bar_start_ms) FROM orders WHERE kind = 'entry' GROUP BY 1, 2"
         )
         return {(symbol, side): bar_ms for symbol, side, bar_ms in self._db.execute(query)}
+
+    def closed_ms(self) -> dict[str, int]:
+        """When the last lot of each symbol was closed."""
+        return dict(self._db.execute("SELECT symbol, MAX(closed_ms) FROM lots GROUP BY 1"))
 
     def foreign(self) -> dict[str, Decimal]:
         """Quantities that others moved, by symbol, signed."""
@@ -154,7 +159,7 @@ class Store:
             for statement in SCHEMA.split(";"):
                 self._db.execute(statement)
             meta = [("account", account), ("ledger_id", new_id), ("row", "0"), ("born_ms", "-1")]
-            meta.append(("since_ms", "0"))
+            meta += [("since_ms", "0"), ("losses", "")]
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 

@@ -117,24 +117,32 @@ class Paper:
         session = self._venue.sessions.connect(request.path, max_active, self.now())
         if session is None:
             return web.Response(status=403, text="access too frequent")
-        socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_BODY)
-        await socket.prepare(request)
-        transport = request.transport
-        if isinstance(transport, asyncio.Transport):
-            self._sockets[session], self._transports[session] = socket, transport
+        socket = web.WebSocketResponse(compress=False, max_msg_size=MAX_BODY, autoping=False)
         try:
+            await socket.prepare(request)
+            transport = request.transport
+            if isinstance(transport, asyncio.Transport):
+                self._sockets[session], self._transports[session] = socket, transport
             async for message in socket:
                 if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                     self._venue.sessions.heard(session, message.data, self.now())
                     self.deliver()
+                elif message.type == WSMsgType.PING and not self._silent(session):
+                    await socket.pong(message.data)
         finally:
             self._venue.sessions.disconnect(session)
             self._sockets.pop(session, None)
             self._transports.pop(session, None)
         return socket
 
+    def _silent(self, session: Session) -> bool:
+        return self._venue.faults.deaf(session.kind, ("half_open", "mute"))
+
     async def _http(self, request: web.Request) -> web.StreamResponse:
-        body = (await request.read()).decode(errors="surrogateescape")
+        try:
+            body = (await request.read()).decode(errors="surrogateescape")
+        except ConnectionResetError:
+            return _cut(request)  # it hung up in the middle of a word
         asked = Request(
             *(request.method, request.path, request.rel_url.raw_query_string),
             *(dict(request.query), request.headers, body),

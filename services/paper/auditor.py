@@ -19,6 +19,7 @@ from shared.messages import parse_id
 
 KEPT_LINES = 1_000
 SIZE_MARGIN = Decimal("1.000001")
+MOVED_MARGIN = Decimal("1.05")  # an entry keeps its quantity while its price follows the band
 MINUTE_MS = 60_000
 ZERO = Decimal(0)
 EDGES = {
@@ -69,7 +70,7 @@ class Auditor:
     def restore(self, orders: list[Row], executions: list[Row], wallet: Wallet) -> None:
         """Begin with an account that has lived before."""
         for row in orders:
-            self._order(row)
+            self._order(row, 0)
             self._states[row["orderId"]] = row["orderStatus"], Decimal(row["cumExecQty"])
         for row in executions:
             self._exec_ids.add(row["execId"])
@@ -105,7 +106,7 @@ class Auditor:
         self.events += 1
         if topic == "order":
             self._states_of(row, at_ms)
-            self._order(row)
+            self._order(row, at_ms)
             self._caps(at_ms)
         elif topic == "execution":
             self._execution(row, wallet, at_ms)
@@ -137,11 +138,14 @@ class Auditor:
             self._breach("V17", at_ms, f"{order_id} filled {had} and then {filled}")
         self._states[order_id] = status, filled
 
-    def _order(self, row: Row) -> None:
+    def _order(self, row: Row, at_ms: int) -> None:
         ours = parse_id(row["orderLinkId"])
         if ours and ours[1] is None:
             entry = self._entries.setdefault(ours[0], Entry(row["symbol"]))
             entry.resting = row["orderStatus"] in OPEN
+            value = Decimal(row["qty"]) * Decimal(row["price"])
+            if entry.resting and value > self._limits.size_usdt * MOVED_MARGIN:
+                self._breach("V13", at_ms, f"{ours[0]} is worth {value:f} USDT")
             self._weigh(ours[0])
 
     def _lots(self, row: Row) -> None:
@@ -156,6 +160,7 @@ class Auditor:
     def _execution(self, row: Row, wallet: Wallet, at_ms: int) -> None:
         if row["execId"] in self._exec_ids:
             self._breach("V2", at_ms, f"{row['execId']} came twice")
+            return
         self._exec_ids.add(row["execId"])
         symbol, fee = row["symbol"], Decimal(row["execFee"])
         self._cash -= fee
@@ -174,6 +179,7 @@ class Auditor:
         """Balance and costs against the cash that fills, fees and funding have moved."""
         if _cash(wallet) != self._cash:
             self._breach("V16", at_ms, f"cash is {_cash(wallet):f}, not {self._cash:f}")
+            self._cash = _cash(wallet)  # said once
 
     def _flat(self, only: str = "") -> None:
         """Where nothing is held, no lot is open, whoever has closed it."""

@@ -42,6 +42,7 @@ TEXTS = {"path", "method", "kind", "topic", "symbol", "text", "reason", "reset",
 DECIMALS = {"share", "pct", "qty", "price", "rate", "amount", "leverage", "tick_size", "qty_step"}
 DECIMALS |= {"min_order_qty", "max_order_qty"}
 NUMBERS = {"times", "nth", "p", "for_s", "ms", "status", "code", "k", "age_s", "window", "limit"}
+STEP_S = 0.05  # reordered frames come up to `window` times this late
 KEPT_FRAMES = 50  # of a socket, for stale_replay
 
 
@@ -52,7 +53,7 @@ class BadFault(ValueError):
 class Rule:
     """One fault and how often it has matched and struck."""
 
-    __slots__ = ("action", "held", "kept", "left", "number", "seen", "terms", "until_s", "where")
+    __slots__ = ("action", "kept", "left", "number", "seen", "terms", "until_s", "where")
 
     def __init__(self, number: int, fault: Row, now_s: float) -> None:
         self.number, self.where, self.action = number, fault["where"], fault["action"]
@@ -61,7 +62,6 @@ class Rule:
         self.left = int(fault.get("times", 0 if endless else 1)) or -1
         self.until_s = now_s + fault["for_s"] if fault.get("for_s") else float("inf")
         self.seen = 0
-        self.held: list[bytes] = []
         self.kept: deque[bytes] = deque(maxlen=KEPT_FRAMES)
 
 
@@ -129,17 +129,18 @@ class Faults:
                 return rule.terms
         return None
 
-    def deaf(self, kind: str) -> bool:
+    def deaf(self, kind: str, actions: tuple[str, ...] = ("half_open",)) -> bool:
         """Whether what this kind of socket says is lost."""
         return any(
-            rule.action == "half_open" and rule.terms.get("kind", kind) == kind
+            rule.action in actions and rule.terms.get("kind", kind) == kind
             for rule in self.rules
             if rule.where == "ws"
         )
 
-    def frames(self, kind: str, topic: str, frame: bytes) -> list[tuple[float, bytes]]:
-        """What becomes of one frame: (delay in seconds, frame) each; nothing if it is lost."""
-        frames = [(0.0, frame)]
+    def frames(self, kind: str, topic: str, frame: bytes) -> list[tuple[float, bytes, bool]]:
+        """What becomes of one frame: (delay in seconds, frame, whether others may overtake it)
+        each; nothing if it is lost."""
+        frames = [(0.0, frame, False)]
         for rule in self.rules:
             terms = rule.terms
             if rule.where != "ws" or terms.get("kind", kind) != kind:
@@ -151,7 +152,11 @@ class Faults:
             if rule.action == "stale_replay":
                 rule.kept.append(frame)
             if self._strikes(rule):
-                frames = [out for at_s, one in frames for out in self._bend(rule, at_s, one)]
+                frames = [
+                    (*out, loose or rule.action == "reorder")
+                    for at_s, one, loose in frames
+                    for out in self._bend(rule, at_s, one)
+                ]
         return frames
 
     def _bend(self, rule: Rule, at_s: float, frame: bytes) -> list[tuple[float, bytes]]:
@@ -164,12 +169,7 @@ class Faults:
         if rule.action == "delay":
             return [(at_s + terms.get("ms", 1000) / 1000, frame)]
         if rule.action == "reorder":
-            rule.held.append(frame)
-            if len(rule.held) < terms.get("window", 4) and rule.left:
-                return []
-            frames, rule.held = rule.held, []
-            self._random.shuffle(frames)
-            return [(at_s, one) for one in frames]
+            return [(at_s + self._random.uniform(0, terms.get("window", 4) * STEP_S), frame)]
         if rule.action == "stale_replay":
             return [(at_s, frame), (at_s, self._random.choice(rule.kept))]
         if rule.action == "garbage":

@@ -152,8 +152,9 @@ class Matching:
         order = self._find(params, "cancel")
         if self._twist("fill_before_cancel", order.symbol) and order.status in RESTING:
             self._fill(order, order.left, order.price, True, now_ms)
-            order.reason, order.cancel_type = "EC_OrigClOrdIDDoesNotExist", "CancelByUser"
-            self.say(order)  # Filled is said twice: once by the fill, once by the late cancel
+            if order.status == "Filled":  # said twice: by the fill, and by the late cancel
+                order.reason, order.cancel_type = "EC_OrigClOrdIDDoesNotExist", "CancelByUser"
+                self.say(order)
         else:
             self._cancel(order, now_ms)
         return {"orderId": order.order_id, "orderLinkId": order.link_id}

@@ -3,6 +3,7 @@
 A session's `outbox` holds (monotonic second, frame) pairs, in the order in which they must leave.
 """
 
+from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -130,12 +131,14 @@ class Sessions:
         self, session: Session, topic: str, frame: bytes, now: Now, delay_s: float = 0.0
     ) -> None:
         """Into the outbox, in order: a connection never overtakes itself."""
-        frames: Iterable[tuple[float, bytes]] = ((0.0, frame),)
+        frames: Iterable[tuple[float, bytes, bool]] = ((0.0, frame, False),)
         if self._faults.rules:
             frames = self._faults.frames(session.kind, topic, frame)
-        for later_s, one in frames:
-            session.ready_s = max(session.ready_s, now.mono_s + delay_s + later_s)
-            session.outbox.append((session.ready_s, one))
+        for later_s, one, loose in frames:
+            at_s = max(session.ready_s, now.mono_s + delay_s + later_s)
+            if not loose:
+                session.ready_s = at_s
+            insort(session.outbox, (at_s, one), key=_when)
         self.dirty.add(session)
 
     def _auth(self, session: Session, message: Row, now: Now) -> bytes:
@@ -225,6 +228,10 @@ class Sessions:
             "header": {**row.get("header", {}), **stamps},
         }
         self._send(session, str(message["op"]), orjson.dumps(reply), now, delay_s)
+
+
+def _when(pair: tuple[float, bytes]) -> float:
+    return pair[0]
 
 
 def _name(session: Session) -> str:

@@ -267,4 +267,4 @@ def _days(closed: deque[Closed]) -> list[Day]:
 
 
 def _exponent(listing: Listing) -> int:
-    return int(listing.tick_size.normalize().as_tuple().exponent)
+    return int(listing.tick_size.as_tuple().exponent)

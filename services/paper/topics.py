@@ -33,6 +33,7 @@ class Topics:
         }
         self._tickers: dict[str, tuple[int, Row]] = {}
         self._levels: dict[str, tuple[int, int, Levels, Levels]] = {}
+        self._late: dict[str, None] = {}  # topics that have something to say, a little later
         self.beyond_klines = False  # whether anybody ever asked for more than klines
 
     def serves(self, topic: str) -> bool:
@@ -55,6 +56,7 @@ class Topics:
 
     def forget(self, topic: str) -> None:
         """Nobody hears it any more."""
+        self._late.pop(topic, None)
         self._tickers.pop(topic, None)
         self._levels.pop(topic, None)
 
@@ -83,6 +85,22 @@ class Topics:
         message = {"topic": topic, "data": data, "ts": forming.ts_ms, "type": "snapshot"}
         self._publish(topic, orjson.dumps(message))
 
+    def changed(self, index: int) -> None:
+        """An order of ours came into a symbol's book, or left it."""
+        for topics in self._books.values():
+            if self._wanted(topics[index]):
+                self._late[topics[index]] = None
+
+    def catch_up(self, now_ms: int) -> None:
+        """Say what came too soon after the last push, now that its time has come."""
+        for topic in list(self._late):
+            del self._late[topic]
+            kind, index = self._names[topic]
+            if kind == "tickers":
+                self._say_ticker(topic, index, now_ms)
+            else:
+                self._say_book(topic, index, int(kind), now_ms)
+
     def tick(self, now_ms: int) -> None:
         """Say best prices again that nobody has moved for a while."""
         for topic, (said_ms, u, bids, asks) in list(self._levels.items()):
@@ -99,6 +117,7 @@ class Topics:
     def _say_ticker(self, topic: str, index: int, now_ms: int) -> None:
         said_ms, old = self._tickers.get(topic, (0, {}))
         if now_ms - said_ms < TICKERS_MS:
+            self._late[topic] = None
             return
         new = self._public.ticker_row(index, now_ms)
         self._tickers[topic] = now_ms, new
@@ -112,6 +131,7 @@ class Topics:
     def _say_book(self, topic: str, index: int, depth: int, now_ms: int) -> None:
         said_ms, u, old_bids, old_asks = self._levels.get(topic, (0, 1, [], []))
         if now_ms - said_ms < BOOK_MS[depth]:
+            self._late[topic] = None
             return
         bids, asks = self._public.levels(index, depth)
         if (bids, asks) == (old_bids, old_asks):

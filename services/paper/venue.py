@@ -128,6 +128,7 @@ class Venue:
         for fault in self.faults.due(now.mono_s):
             self._try(fault, now)
         self._expire(now)
+        self.topics.catch_up(now.market_ms)
         if now.market_ms - self._checked_ms >= CHECK_MS:
             self._checked_ms = now.market_ms
             self.matching.check_margin(now.market_ms)
@@ -184,6 +185,8 @@ class Venue:
         if "execution" in topics:
             trades = [fast(row) for row in topics["execution"] if row["execType"] == "Trade"]
             topics |= {"execution.fast": trades} if trades else {}
+        for row in topics.get("order", ()):
+            self.topics.changed(self.public.index[row["symbol"]])
         names = list(topics)
         self._random.shuffle(names)
         delay_s = self._random.uniform(0, 2 * self._ack_s)  # before the ack, or after it
@@ -448,7 +451,8 @@ class Venue:
         symbol = self._symbol(fault)
         price = self.matching.last[symbol] * (1 + Decimal(str(fault.get("pct", 1))) / 100)
         step = self.matching.listings[symbol].qty_step
-        self._inject(symbol, max(price, Decimal(0)), step, now, True)
+        tick = self.ticker.listings[self.public.index[symbol]].tick_size
+        self._inject(symbol, max(price, tick), step, now, True)
 
     def _do_hold(self, fault: Row, now: Now) -> None:
         self.ticker.held.add(self.public.index[self._symbol(fault)])

@@ -1,11 +1,11 @@
 """router: quotes and positions in, orders out. Owns order entry and nothing that must last."""
 
-from collections import deque
 from decimal import Decimal
 from typing import Any, ClassVar
 
 from services.router.budget import Budget
-from services.router.orders import Rules, Step, Wanted, desired, steps
+from services.router.orders import Rules, Step, Wanted, desired, entry_gate, steps, stop_price
+from services.router.touches import Touches
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of, entry_qty
@@ -17,6 +17,9 @@ ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground fo
 REPRICE_MS = 2_000  # market time between two price amends of one order
 BACKOFF_NS = (1_000_000_000, 2_000_000_000, 5_000_000_000, 15_000_000_000, 60_000_000_000)
 LEVERAGE_NS = 60_000_000_000  # before a symbol whose leverage was refused is tried again
+SYMBOL_NS = 60_000_000_000  # before a symbol whose entry was refused gets another one
+NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one for as long
+TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
 
@@ -24,10 +27,11 @@ RETRY_NS = 50_000_000  # how often commands that the budget held back are looked
 class Track:
     """What is under way for one order: a command until `deadline_ns`, a pause until `pause_ns`."""
 
-    __slots__ = ("deadline_ns", "failures", "pause_ns", "repriced_ms", "request")
+    __slots__ = ("batch", "deadline_ns", "failures", "pause_ns", "repriced_ms", "request")
 
     def __init__(self) -> None:
         self.request: Any = None  # OrderRequest or Ask
+        self.batch = False  # it goes by the twin for batches, which has a budget of its own
         self.deadline_ns = self.pause_ns = self.failures = self.repriced_ms = 0
 
 
@@ -56,9 +60,10 @@ class Router(Actor):
         self._mode: msg.Mode | None = None
         self._heard_ns = self._started_ns = self._retried_ns = self._command = 0
         self._tracks: dict[str, Track] = {}
-        self._refused: dict[tuple[str, str], tuple[int, str]] = {}
+        self._refused: dict[tuple[str, str], tuple[int, str, str]] = {}
         self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
-        self._granted_asks: deque[msg.Ask] = deque()
+        self._touches = Touches(settings.BAND_PROXIMITY_PCT, settings.BAND_OVERSHOOT_PCT)
+        self._paused_ns: dict[str, int] = {}  # symbol, or "" for all: no entries until then
         self._leverage: dict[str, bool] = {}
         self._leverage_ns: dict[str, int] = {}
         self._account_ok = self._linked = False
@@ -79,9 +84,12 @@ class Router(Actor):
             if heard and heard[0].ts_ms > message.ts_ms:
                 return []
             self._quotes[message.symbol] = (message, now_ns)
+            touches = self._touches.quoted(message, now_ns)
             if message.symbol not in self._last and message.last:
                 self._last[message.symbol] = (decimal_of(message.last), message.ts_ms)
-            return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
+            if not self._active(message.symbol):
+                return touches
+            return [*touches, *self._converge(message.symbol, now_ns)]
         if isinstance(message, msg.Position):
             return self._converge(message.symbol, now_ns) if self._newer(message) else []
         if isinstance(message, msg.Mode):
@@ -96,7 +104,7 @@ class Router(Actor):
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Deadlines, quotes that ran out, leverage in the background."""
-        messages = [*self._overdue(now_ns), *self._ask_again()]
+        messages = [*self._overdue(now_ns), *self._ask_again(), *self._touches.over(now_ns)]
         for symbol in sorted({*self._positions, *self._waiting}):
             messages += self._converge(symbol, now_ns)
         self.ready = self._mode is not None and self._account_ok and self._linked
@@ -137,7 +145,6 @@ class Router(Actor):
         """What the Mode does not list is empty as of its version. Another ledger starts over."""
         if self._mode and mode.version[0] != self._mode.version[0]:
             self._mode, self._positions, self._tracks = None, {}, {}
-            self._granted_asks.clear()
             return [msg.LedgerAsk()]
         if self._mode is None or _older(mode.version, self._mode.version):
             return []
@@ -168,46 +175,36 @@ class Router(Actor):
         track = self._tracks.get(grant.order_link_id)
         if track is None or not isinstance(track.request, msg.Ask):
             return []
-        ask = track.request
-        if ask in self._granted_asks:
-            return []  # said twice
+        ask, late = track.request, now_ns - track.request.decided_ns > msg.SEND_NS
         if not grant.granted:
             track.request = None
             self.counters["grants_refused"] += 1
-            self._refused[ask.symbol, ask.side] = (ask.bar_start_ms, self._mode_name())
+            self._refused[ask.symbol, ask.side] = (
+                ask.bar_start_ms,
+                self._mode_name(),
+                grant.reason,
+            )
+            self._touches.because(ask.symbol, ask.order_link_id, grant.reason)
             return []
-        self._granted_asks.append(ask)
-        return self._send_granted(now_ns)
-
-    def _send_granted(self, now_ns: int) -> list[msg.Message]:
-        """Creates of granted entries, as many as the budget has room for. What is not wanted any
-        more, or has waited so long that the keeper may settle it as never sent, is refused."""
-        sent: list[msg.Message] = []
-        while self._granted_asks:
-            ask = self._granted_asks[0]
-            wanted = self._still_wanted(ask, now_ns)
-            if wanted and not self._budget.take("create", now_ns, entry=True):
-                break
-            self._granted_asks.popleft()
-            terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
-            track = self._tracks.setdefault(ask.order_link_id, Track())
-            request = self._command_of(track, ask.order_link_id, "create", *terms, now_ns)
-            if not wanted:
-                track.request = None
-                request = request._replace(outcome="refused", reason="no longer wanted: not sent")
-            sent.append(request)
-        return sent
+        self._touches.because(ask.symbol, ask.order_link_id, "order")
+        terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
+        request = self._command_of(track, ask.order_link_id, "create", *terms, now_ns)
+        if late or self._mode_name() != msg.RUN or not self._still_wanted(ask, now_ns):
+            track.request = None
+            request = request._replace(outcome="refused", reason="no longer wanted: not sent")
+        return [request]
 
     def _still_wanted(self, ask: msg.Ask, now_ns: int) -> bool:
         quote, heard_ns = self._quotes.get(ask.symbol, (None, 0))
-        fresh = now_ns - ask.decided_ns <= msg.SEND_NS and now_ns - heard_ns <= self._ttl_ns
-        same = quote is not None and (quote.side, quote.zone != "NONE") == (ask.side, True)
-        return fresh and same and self._mode_name() == msg.RUN
+        same = quote is not None and (quote.side, quote.zone != msg.NONE) == (ask.side, True)
+        return same and now_ns - heard_ns <= self._ttl_ns
 
     def _answered(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
         """What came of a command. The exchange's truth comes through Position all the same."""
-        self._budget.learn(request.action, request.rate_limit)
+        self._budget.learn(_bucket(request), request.rate_limit)
         self.counters[request.outcome] += 1
+        if request.outcome == "refused":
+            self._back_off(request, now_ns)
         track = self._tracks.get(request.order_link_id)
         if track is None or track.request is None or track.request.command != request.command:
             return [request]  # its effect was seen already, or it was called unknown
@@ -218,6 +215,14 @@ class Router(Actor):
             track.pause_ns = now_ns + BACKOFF_NS[min(track.failures, len(BACKOFF_NS) - 1)]
             track.failures += 1
         return [request]
+
+    def _back_off(self, request: msg.OrderRequest, now_ns: int) -> None:
+        """After a refusal: a bucket, an entry's symbol, or every entry has to wait."""
+        if request.ret_code in TOO_OFTEN:
+            self._budget.shut(_bucket(request), now_ns + SHUT_NS)
+        elif request.action == "create" and not request.reduce_only and request.ret_code:
+            symbol = "" if request.ret_code in NO_MONEY else request.symbol
+            self._paused_ns[symbol] = now_ns + SYMBOL_NS
 
     def _settle(self, position: msg.Position) -> None:
         """Forget the commands whose effect this Position shows."""
@@ -243,7 +248,7 @@ class Router(Actor):
 
     def _active(self, symbol: str) -> bool:
         quote = self._quotes.get(symbol)
-        return symbol in self._positions or (quote is not None and quote[0].zone != "NONE")
+        return symbol in self._positions or (quote is not None and quote[0].zone != msg.NONE)
 
     def _mode_name(self) -> str:
         return self._mode.mode if self._mode else ""
@@ -268,6 +273,9 @@ class Router(Actor):
             wanted = [Wanted.of(order) for order in position.orders if order.kind == msg.EXIT]
         else:
             wanted = desired(position, quote, mode, instrument, last, self._rules)
+        if quote and quote.zone == msg.ARM:
+            gate = entry_gate(position, quote, mode, instrument, last, self._rules)
+            self._because(quote, gate)
         self._waiting.pop(symbol, None)
         for step in steps(wanted, position, self._rules):
             if starting and step.action == "cancel" and step.order.kind == msg.ENTRY:
@@ -287,14 +295,24 @@ class Router(Actor):
         if step.repricing and market_ms - track.repriced_ms < REPRICE_MS:
             return []
         asking = quote if entry and step.action == "create" else None
-        if asking and not self._may_ask(asking):
+        if asking and (reason := self._no_ask(asking, now_ns)):
+            self._because(asking, reason)
             return []
-        if not self._budget.take("ask" if asking else step.action, now_ns, spends):
+        if self._too_small(step, symbol):
+            track.pause_ns = now_ns + BACKOFF_NS[-1]
+            head = (order.order_link_id, 0, "create", symbol, order.side, order.price, order.qty)
+            unsent = msg.OrderRequest(*head, "GTC", True, 0, now_ns, outcome="refused")
+            return [unsent._replace(reason=msg.DUST)]
+        bucket = self._budget.take(step.action, now_ns, spends)
+        if not bucket:
+            if asking:
+                self._because(asking, "budget")
             self._waiting[symbol] = self._waiting.get(symbol, False) or not spends
             self.counters["held_back"] += 1
             return []
         if step.repricing:
             track.repriced_ms = market_ms
+        track.batch = bucket != step.action
         if asking:
             terms = (symbol, order.side, asking.bar_start_ms, order.price, order.qty)
             profit = decimal_of(asking.take_profit_pct)
@@ -302,18 +320,40 @@ class Router(Actor):
             track.request, track.deadline_ns = ask, now_ns + ANSWER_NS
             return [ask]
         rest = (symbol, order.side, order.price, order.qty, "GTC", not entry, 0, now_ns)
-        return [self._command_of(track, order.order_link_id, step.action, *rest)]
+        command = self._command_of(track, order.order_link_id, step.action, *rest)
+        track.request = command = command._replace(order_id=order.order_id)
+        return [command]
 
-    def _may_ask(self, quote: msg.Quote) -> bool:
-        """Leverage is set, and the keeper has not refused this bar in this mode."""
-        refused = self._refused.get((quote.symbol, quote.side))
-        ready = self._account_ok and self._leverage.get(quote.symbol, False)
-        return ready and refused != (quote.bar_start_ms, self._mode_name())
+    def _because(self, quote: msg.Quote, reason: str) -> None:
+        """Why this touch has led to no order so far."""
+        name = msg.entry_id(quote.symbol, quote.side, quote.bar_start_ms)
+        if reason:
+            self._touches.because(quote.symbol, name, reason)
+
+    def _no_ask(self, quote: msg.Quote, now_ns: int) -> str:
+        """Why the keeper is not even asked: leverage, a refusal, or its own word on this bar."""
+        if max(self._paused_ns.get(s, 0) for s in ("", quote.symbol)) > now_ns:
+            return "refused"
+        if not (self._account_ok and self._leverage.get(quote.symbol, False)):
+            return "leverage"
+        refused = self._refused.get((quote.symbol, quote.side), (0, "", ""))
+        return refused[2] if refused[:2] == (quote.bar_start_ms, self._mode_name()) else ""
+
+    def _too_small(self, step: Step, symbol: str) -> bool:
+        """An exit that the exchange would refuse for its size."""
+        instrument = self._instruments.get(symbol)
+        exits = step.action == "create" and step.order.kind == msg.EXIT
+        return exits and instrument is not None and step.order.qty < instrument.min_order_qty
 
     def _command_of(self, track: Track, name: str, action: str, *terms: Any) -> msg.OrderRequest:
         """The next command of one order: it is under way from here on."""
         self._command += 1
         request = msg.OrderRequest(name, self._command, action, *terms)
+        request = request._replace(batch=track.batch)
+        if not request.reduce_only and action != "cancel":
+            instrument = self._instruments.get(request.symbol)
+            stop = stop_price(request.side, request.price, instrument, self._rules)
+            request = request._replace(stop_loss=stop)
         track.request, track.deadline_ns = request, request.decided_ns + ANSWER_NS
         return request
 
@@ -321,12 +361,11 @@ class Router(Actor):
 
     def _retry(self, now_ns: int) -> list[msg.Message]:
         """What the budget held back: exits first, then the nearest quotes."""
-        if not (self._waiting or self._granted_asks) or now_ns - self._retried_ns < RETRY_NS:
+        if not self._waiting or now_ns - self._retried_ns < RETRY_NS:
             return []
         self._retried_ns = now_ns
         waiting, self._waiting = sorted(self._waiting, key=self._urgency), {}
-        said = [m for symbol in waiting for m in self._converge(symbol, now_ns)]
-        return said + self._send_granted(now_ns)
+        return [m for symbol in waiting for m in self._converge(symbol, now_ns)]
 
     def _urgency(self, symbol: str) -> tuple[bool, float, str]:
         quote = self._quotes.get(symbol)
@@ -356,7 +395,7 @@ class Router(Actor):
         """Leverage 1 for every symbol that can be traded, the nearest quotes first."""
         quotes = [quote for quote, _ in self._quotes.values() if quote.symbol not in self._leverage]
         messages: list[msg.Message] = []
-        for quote in sorted(quotes, key=lambda q: (q.zone == "NONE", abs(q.distance_pct))):
+        for quote in sorted(quotes, key=lambda q: (q.zone == msg.NONE, abs(q.distance_pct))):
             instrument, last = self._instruments.get(quote.symbol), self._last.get(quote.symbol)
             paused = now_ns < self._leverage_ns.get(quote.symbol, 0)
             if instrument is None or last is None or paused:
@@ -375,6 +414,10 @@ class Router(Actor):
         zero, why = Decimal(0), f"SIZE_USDT {self._rules.size_usdt} is below its {reason}"
         terms = (f"dm-{symbol}", 0, "create", symbol, "", zero, zero, "", False, 0, now_ns)
         return msg.OrderRequest(*terms, outcome="refused", reason=why)
+
+
+def _bucket(request: msg.OrderRequest) -> str:
+    return f"{request.action}{'-batch' * request.batch}"
 
 
 def _older(version: msg.Version, than: msg.Version) -> bool:

@@ -12,6 +12,7 @@ from shared.instrument import BUY, decimal_of, entry_qty, opposite, round_price,
 
 FLATTEN_PCT = Decimal(1)  # beyond the last price: trades at once, with a bound
 HUNDRED = Decimal(100)
+GUARD = Decimal("0.05")  # no entry further from the last price than this, whatever a quote says
 
 
 class Rules(NamedTuple):
@@ -21,21 +22,24 @@ class Rules(NamedTuple):
     max_lots_per_symbol: int
     dca_min_step_pct: float
     min_reprice_pct: float
+    stop_loss_pct: float = 0.0
 
 
 class Wanted(NamedTuple):
-    """One order that should exist."""
+    """One order that should exist; `order_id` names one that the exchange has made."""
 
     order_link_id: str
     kind: str
     side: str
     price: Decimal
     qty: Decimal
+    order_id: str = ""
 
     @classmethod
     def of(cls, order: msg.Order) -> "Wanted":
         """The order as it rests."""
-        return cls(order.order_link_id, order.kind, order.side, order.price, order.qty)
+        made = order.order_id if order.kind == msg.STOP else ""
+        return cls(order.order_link_id, order.kind, order.side, order.price, order.qty, made)
 
 
 class Step(NamedTuple):
@@ -59,7 +63,7 @@ def desired(
     exits = [
         _exit(lot, quote, mode, instrument, last)
         for lot in position.lots
-        if lot.bought > lot.sold_before and mode != msg.CANCEL_ALL
+        if lot.bought > max(lot.sold_before, lot.sold) and mode != msg.CANCEL_ALL
     ]
     entry = _entry(position, quote, mode, instrument, last, rules)
     return [*exits, entry] if entry else exits
@@ -67,7 +71,8 @@ def desired(
 
 def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[Step]:
     """From what rests to what should, most urgent first. Entries match by side, exits by lot."""
-    working = {_key(order): order for order in position.orders}
+    stops = {order.order_link_id: order for order in position.orders if order.kind == msg.STOP}
+    working = {_key(o): o for o in position.orders if o.order_link_id not in stops}
     found: list[Step] = []
     for want in wanted:
         order = working.pop(_key(want), None)
@@ -76,7 +81,9 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
         elif order.qty != want.qty or _moved(order, want, rules):
             same = want._replace(order_link_id=order.order_link_id)
             found.append(Step("amend", same, repricing=order.qty == want.qty))
-    found += [Step("cancel", Wanted.of(order)) for order in working.values()]
+    guarded = {msg.stop_id(lot.entry_id) for lot in position.lots if lot.bought > lot.sold}
+    gone = [*working.values(), *(stops[name] for name in stops.keys() - guarded)]
+    found += [Step("cancel", Wanted.of(order)) for order in gone if order.status != "Filled"]
     return sorted(found, key=_urgency)
 
 
@@ -88,28 +95,56 @@ def _entry(
     last: Decimal | None,
     rules: Rules,
 ) -> Wanted | None:
-    armed = quote is not None and quote.zone != "NONE" and mode in (msg.RUN, msg.NO_ENTRY)
-    if quote is None or last is None or not armed:
+    """The entry that should rest: the one that does, moved along, or a new one."""
+    if quote is None or last is None or quote.zone == msg.NONE or not mode_allows(mode):
         return None
-    resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     price = _entry_price(quote, instrument, last)
     if price <= 0 or position.foreign_qty or position.no_entry == "foreign_order":
         return None
+    resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     if resting:
         if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
             return None
         reached = (last - resting.price) * sign(resting.side) <= 0
         as_it_is = Wanted.of(resting)
         return as_it_is if reached else as_it_is._replace(price=price)  # never away from a fill
-    if quote.zone != "ARM" or mode != msg.RUN or position.no_entry:
-        return None
-    if instrument.status != "Trading":
-        return None
-    if position.lots and not _adds(position.lots, quote, price, rules):
+    if quote.zone != msg.ARM or entry_gate(position, quote, mode, instrument, last, rules):
         return None
     qty, _ = entry_qty(rules.size_usdt, price, instrument)
     name = msg.entry_id(position.symbol, quote.side, quote.bar_start_ms)
-    return Wanted(name, msg.ENTRY, quote.side, price, qty) if qty else None
+    return Wanted(name, msg.ENTRY, quote.side, price, qty)
+
+
+def mode_allows(mode: str) -> bool:
+    """Whether entries may rest at all."""
+    return mode in (msg.RUN, msg.NO_ENTRY)
+
+
+def entry_gate(
+    position: msg.Position,
+    quote: msg.Quote,
+    mode: str,
+    instrument: msg.Instrument | None,
+    last: Decimal | None,
+    rules: Rules,
+) -> str:
+    """Why no new entry may be created for a quote that is armed, in one word; empty if it may."""
+    if mode != msg.RUN:
+        return "halted"
+    if instrument is None or last is None:
+        return "stale"
+    if instrument.status != "Trading":
+        return "not_tradeable"
+    if position.foreign_qty or position.no_entry:
+        return "foreign" if position.foreign_qty else position.no_entry.split()[0]
+    if any(order.kind == msg.ENTRY for order in position.orders):
+        return "entry_open"
+    price = _entry_price(quote, instrument, last)
+    if price <= 0 or abs(price / last - 1) > GUARD:
+        return "guard"
+    if not entry_qty(rules.size_usdt, price, instrument)[0]:
+        return "too_small"
+    return _adds(position.lots, quote, price, rules) if position.lots else ""
 
 
 def _entry_price(quote: msg.Quote, instrument: msg.Instrument, last: Decimal) -> Decimal:
@@ -120,15 +155,17 @@ def _entry_price(quote: msg.Quote, instrument: msg.Instrument, last: Decimal) ->
     return max(price, last + instrument.tick_size)
 
 
-def _adds(lots: tuple[msg.Lot, ...], quote: msg.Quote, price: Decimal, rules: Rules) -> bool:
-    """May another lot join these? Same direction, later bar, better by DCA_MIN_STEP_PCT."""
-    if len(lots) >= rules.max_lots_per_symbol or lots[0].side != quote.side:
-        return False
+def _adds(lots: tuple[msg.Lot, ...], quote: msg.Quote, price: Decimal, rules: Rules) -> str:
+    """Why another lot may not join these: same direction, later bar, better by DCA_MIN_STEP_PCT."""
+    if lots[0].side != quote.side:
+        return "opposite_lot"
+    if len(lots) >= rules.max_lots_per_symbol:
+        return "max_lots_per_symbol"
     way = sign(quote.side)
     best = min(lot.entry_price * way for lot in lots) * way
     better_pct = HUNDRED * (best - price) * way / best
     later = all(quote.bar_start_ms > lot.bar_start_ms for lot in lots)
-    return later and better_pct >= decimal_of(rules.dca_min_step_pct)
+    return "" if later and better_pct >= decimal_of(rules.dca_min_step_pct) else "dca_step"
 
 
 def _exit(
@@ -142,12 +179,22 @@ def _exit(
     price = lot.entry_price * (1 + way * lot.take_profit_pct / HUNDRED)
     if mode == msg.FLATTEN and last:
         price = last * (1 - way * FLATTEN_PCT / HUNDRED)
-    elif quote and quote.side == side and quote.zone != "NONE":
+    elif quote and quote.side == side and quote.zone != msg.NONE:
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
     price = round_price(price, side, instrument)
     return Wanted(
         msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, lot.bought - lot.sold_before
     )
+
+
+def stop_price(
+    side: str, price: Decimal, instrument: msg.Instrument | None, rules: Rules
+) -> Decimal:
+    """Where an entry's stop loss lies; 0 without one. It rounds away from the entry."""
+    if instrument is None or not rules.stop_loss_pct:
+        return Decimal(0)
+    away = 1 - sign(side) * decimal_of(rules.stop_loss_pct) / HUNDRED
+    return round_price(price * away, side, instrument)
 
 
 def _urgency(step: Step) -> int:

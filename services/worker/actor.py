@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from services.worker.ring import Ring
-from services.worker.strategy import NO_BANDS, NONE, Parameters, bands, distance_pct, nearer, zone
+from services.worker.strategy import NO_BANDS, Parameters, bands, distance_pct, nearer, zone
 from shared import messages as msg
 from shared.actor import Actor
 from shared.settings import Settings
@@ -114,7 +114,7 @@ class Worker(Actor):
         elif symbol.gate == "stale":
             self._prepare(symbol)
         edge = nearer(symbol.bands, symbol.last)
-        where = NONE if symbol.gate else zone(edge, symbol.last)
+        where = msg.NONE if symbol.gate else zone(edge, symbol.last)
         if (edge.side, where, symbol.ring.next_ms, symbol.gate) == symbol.said:
             return []
         return [self._quote(kline.symbol, symbol, now_ns)]
@@ -131,7 +131,7 @@ class Worker(Actor):
     def _quote(self, name: str, symbol: Symbol, now_ns: int) -> msg.Quote:
         b, last = symbol.bands, symbol.last
         edge = nearer(b, last)
-        where = NONE if symbol.gate else zone(edge, last)
+        where = msg.NONE if symbol.gate else zone(edge, last)
         symbol.said = (edge.side, where, symbol.ring.next_ms, symbol.gate)
         self.counters[where] += 1
         return msg.Quote(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.instrument import BUY, SELL
-
-ARM, HOLD, NONE = "ARM", "HOLD", "NONE"
+from shared.messages import ARM, HOLD, NONE
 
 
 class Parameters(NamedTuple):

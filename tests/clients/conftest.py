@@ -47,9 +47,9 @@ class Control:
         """The market of one symbol stands still but for `trade`."""
         return self.fault("venue", "hold", symbol=symbol)
 
-    def trade(self, symbol, price, qty):
+    def trade(self, symbol, price, qty, **more):
         """Somebody trades."""
-        return self.fault("venue", "trade", symbol=symbol, price=str(price), qty=str(qty))
+        return self.fault("venue", "trade", symbol=symbol, price=str(price), qty=str(qty), **more)
 
     def truth(self):
         """Orders, executions, positions and wallet as the exchange holds them."""

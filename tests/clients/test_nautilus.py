@@ -412,11 +412,9 @@ def no_thread_and_no_signal_handler_is_left():
     assert set(threading.enumerate()) <= before
 
 
-@pytest.mark.parametrize("trade_socket", [False, True], ids=["rest", "trade socket"])
-@pytest.mark.usefixtures("address_of_public_stream")
-def test_a_session_of_a_nautilus_node_ends_with_node_and_exchange_agreeing(
-    paper, tmp_path, trade_socket
-):
+def run(paper, trade_socket, go):
+    """Start a node, do something with it, stop it."""
+
     async def session(node, strategy):
         running = asyncio.create_task(node.run_async())
         try:
@@ -425,35 +423,67 @@ def test_a_session_of_a_nautilus_node_ends_with_node_and_exchange_agreeing(
                 assert not running.done(), "the node did not start"
                 assert time.monotonic() < deadline, "the node did not start in time"
                 await asyncio.sleep(0.01)
-            trader = Trader(node, strategy, paper)
-            await market_data(trader)
-            await one_order(trader)
-            await batches(trader)
-            await post_only_that_crosses(trader)
-            await traded_through(trader)
-            await funding(trader)
-            await reduce_only(trader)
-            await the_end(trader)
-            bars = strategy.data["bars"]
-            await trader.until("a closed bar", lambda: bars, BAR_SECONDS)
-            say("bar", "(the minute ends)", f"{bars[0].open} to {bars[0].close}", "-")
+            await go(Trader(node, strategy, paper))
         finally:
             await node.stop_async()
             await asyncio.wait_for(running, SECONDS)
 
-    print()
     loop = asyncio.new_event_loop()
+    node = TradingNode(configuration(paper, trade_socket), loop=loop)
+    node.add_data_client_factory(BYBIT, factories.BybitLiveDataClientFactory)
+    node.add_exec_client_factory(BYBIT, factories.BybitLiveExecClientFactory)
+    strategy = Session()
+    node.trader.add_strategy(strategy)
+    node.build()
+    try:
+        loop.run_until_complete(session(node, strategy))
+    finally:
+        node.dispose()
+
+
+async def whole_session(trader):
+    await market_data(trader)
+    await one_order(trader)
+    await batches(trader)
+    await post_only_that_crosses(trader)
+    await traded_through(trader)
+    await funding(trader)
+    await reduce_only(trader)
+    await the_end(trader)
+    bars = trader.strategy.data["bars"]
+    await trader.until("a closed bar", lambda: bars, BAR_SECONDS)
+    say("bar", "(the minute ends)", f"{bars[0].open} to {bars[0].close}", "-")
+
+
+async def another_start(trader):
+    """A node that knows nothing learns all of it from its reconciliation."""
+    truth = trader.paper.control.truth()
+    held = {row["orderLinkId"]: state_of_row(row) for row in truth["orders"]}
+    orders = {order.client_order_id.value: state(order) for order in trader.cache.orders()}
+    [position] = trader.cache.positions_open()
+    own = f"{len(orders)} orders, {position.signed_decimal_qty()}@{position.avg_px_open}"
+    say("start again", "(reconciliation of an empty node)", own, f"{len(held)} orders")
+    assert orders == held
+    assert [order.venue_order_id.value for order in trader.cache.orders_open()] == [
+        row["orderId"] for row in truth["orders"] if row["orderStatus"] == "New"
+    ]
+    rows = [row for row in truth["executions"] if row["execType"] == "Trade"]
+    assert fills_of(trader) == {row["execId"]: fill_of_row(row) for row in rows}
+    [row] = [row for row in truth["positions"] if Decimal(row["size"])]
+    assert (position.signed_decimal_qty(), row["side"]) == (-Decimal(row["size"]), "Sell")
+    assert position.avg_px_open == float(row["avgPrice"])
+    await trader.settled()
+
+
+@pytest.mark.parametrize("trade_socket", [False, True], ids=["rest", "trade socket"])
+@pytest.mark.usefixtures("address_of_public_stream")
+def test_a_session_of_a_nautilus_node_ends_with_node_and_exchange_agreeing(
+    paper, tmp_path, trade_socket
+):
+    print()
     with stderr_to(tmp_path / "errors"):
-        node = TradingNode(configuration(paper, trade_socket), loop=loop)
-        node.add_data_client_factory(BYBIT, factories.BybitLiveDataClientFactory)
-        node.add_exec_client_factory(BYBIT, factories.BybitLiveExecClientFactory)
-        strategy = Session()
-        node.trader.add_strategy(strategy)
-        node.build()
-        try:
-            loop.run_until_complete(session(node, strategy))
-        finally:
-            node.dispose()
+        run(paper, trade_socket, whole_session)
+        run(paper, trade_socket, another_start)
     errors = (tmp_path / "errors").read_text()
     assert "[ERROR]" not in errors, errors
     assert paper.control.ask("GET", "/")["breaches"] == 0
