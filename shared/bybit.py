@@ -278,13 +278,17 @@ class Rest:
             return self._unsent(request, "waited too long: not sent")
         if self._banned:
             return self._unsent(request, "address banned: not sent")
-        found: list[Any] = []
-        body = params_of(request)
+        found: list[msg.OrderRequest] = []
+        body, now_ns = params_of(request), self._clock.now_ns
         verb = f"{request.action.replace('create', 'place')}{'_batch' * request.batch}_order"
         params = LINEAR | {"request": [body]} if request.batch else body
-        code, error = self._guarded(lambda: found.extend(self._call(verb, **params)))
-        extra, headers = (found[0]["retExtInfo"], found[1]) if found else ({}, None)
-        return answered(request, code, error, headers, extra, self._clock.now_ns())
+
+        def act() -> None:
+            said, headers = self._call(verb, **params)
+            found.append(answered(request, 0, "", headers, said.get("retExtInfo"), now_ns()))
+
+        code, error = self._guarded(act)
+        return found[0] if found else answered(request, code, error, None, {}, now_ns())
 
     @property
     def _banned(self) -> bool:
@@ -410,7 +414,7 @@ class _Socket:
                 if message.get("success", message.get("retCode") == 0):
                     self.confirmed += 1
                 else:
-                    self.lost = f"{message['op']} refused: {message}"
+                    self.lost = f"{message['op']} refused: {message.get('ret_msg', message)}"
         except BAD_FRAME as error:
             log.warning("bad_frame error=%r frame=%.200s", error, text)
 
@@ -431,6 +435,7 @@ class _Supervisor:
     ) -> None:
         self._name, self._build, self._post = name, build, post
         self._topics, self._answers = list(topics), answers
+        self._without: list[str] = []  # topics that the exchange refused
         public = name.startswith("public")
         self._silent = max(SILENT_SECONDS, PUSH_SECONDS / len(self._topics)) if public else 1e9
         self._closed = threading.Event()
@@ -451,6 +456,9 @@ class _Supervisor:
                 reason, worked = self._live()
             except LOST as error:
                 reason, worked = f"{type(error).__name__}: {error}", False
+            if (topic := refused_topic(reason)) in self._topics:
+                self._topics.remove(topic)
+                self._without.append(topic)
             failures = 0 if worked else min(failures + 1, len(BACKOFF_SECONDS) - 1)
             if not self._closed.is_set():
                 self._post(msg.Link(self._name, False, reason))
@@ -469,7 +477,8 @@ class _Supervisor:
                 self._closed.wait(0.005)
             if not socket.lost:
                 self.socket = socket
-                self._post(msg.Link(self._name, True))
+                missing = f"without {', '.join(self._without)}" if self._without else ""
+                self._post(msg.Link(self._name, True, missing))
             while not (socket.lost or self._closed.is_set()):
                 if time.monotonic() - socket.heard_at > self._silent:
                     return f"silent for {self._silent:.0f} s", True
@@ -483,7 +492,7 @@ class _Supervisor:
 class Exchange:
     """The door of one process: takes Subscribe, Fetch, OrderRequest, posts all that comes back."""
 
-    takes = (msg.Subscribe, msg.Fetch, msg.OrderRequest)
+    takes = (msg.Subscribe, msg.Fetch, msg.OrderRequest, msg.Rebuild)
 
     def __init__(self, settings: Settings, post: Post, links: Iterable[str]) -> None:
         self._settings, self._post, self._at = settings, post, addresses(settings)
@@ -509,6 +518,9 @@ class Exchange:
             self._subscribe(message.topics)
         elif isinstance(message, msg.Fetch):
             self._pool.submit(self._fetch, message)
+        elif isinstance(message, msg.Rebuild):
+            if socket := self._links[message.name].socket:
+                socket.lost = message.reason
         elif not message.outcome and not self._send_by_socket(message):
             self._pool.submit(self._send_by_rest, message)
 
@@ -580,6 +592,11 @@ class Exchange:
             self._local.call = caller(self._settings)
         body, headers = self._local.call(verb, **params)
         return body, headers
+
+
+def refused_topic(reason: str) -> str:
+    """The one topic for which a whole subscription was refused; empty if it was something else."""
+    return reason.partition("handler not found,topic:")[2]
 
 
 def parts(topics: Iterable[str]) -> list[list[str]]:

@@ -388,6 +388,13 @@ class Holding(NamedTuple):
         return -self.size if self.side == "Sell" else self.size
 
 
+class Rebuild(NamedTuple):
+    """Cut this connection and make another: it stands, but it has said too little."""
+
+    name: str
+    reason: str
+
+
 class Link(NamedTuple):
     """A websocket came up or went down; what was pushed in between is lost."""
 

@@ -9,11 +9,14 @@ from collections import deque
 from decimal import Decimal
 
 import numpy as np
+import orjson
 
 from services.backtest.replay import Replay
 from services.keeper.actor import Keeper
 from services.paper.market import MINUTE_MS, POINTS, Listing, Minute
+from services.worker.actor import Worker
 from shared import messages as msg
+from shared.bus import STREAMS
 from shared.settings import Settings
 
 START_MS = 1_700_000_040_000  # a whole minute
@@ -113,15 +116,16 @@ class Stage:
             self.run(1)
         raise AssertionError(f"not within {within} s")
 
-    def swing(self, minutes, *symbols):
-        """Whole minutes like those of the history: afterwards the bands are where they began."""
+    def swing(self, minutes, *symbols, base="100.0"):
+        """Whole minutes like those of the history, around another price: the bands go along."""
         for _ in range(minutes):
-            now_ms = self.replay.now().market_ms
-            self.run((MINUTE_MS - now_ms % MINUTE_MS) // 1_000)
-            middle = Decimal("100.0" if now_ms // MINUTE_MS % 2 == 0 else "100.2")
-            for move, seconds in (("0", 10), ("0.2", 10), ("-0.2", 10), ("0", 29)):
+            second = self.replay.now().market_ms % MINUTE_MS // 1_000
+            self.run(59 - second if second < 59 else 0)
+            odd = (self.replay.now().market_ms // MINUTE_MS + 1) % 2
+            middle = Decimal(base) + (0 if odd else Decimal("0.2"))
+            for move, seconds in (("0", 11), ("0.2", 10), ("-0.2", 10), ("0", 28)):
                 for symbol in symbols:
-                    self.to(symbol, middle + Decimal(move))
+                    self.price[symbol] = middle + Decimal(move)
                 self.run(seconds)
 
     def restart(self, service, path):
@@ -137,7 +141,7 @@ class Stage:
         setattr(replay, service, new)
         replay._actors[replay._actors.index(old)] = new
         for link in replay._doors.pop(old).links.values():
-            link._close("the process has ended", replay.now())
+            link.close("the process has ended", replay.now())
         replay._wire = deque((to, message) for to, message in replay._wire if to is not old)
         replay._begin(new)
         replay.settle()
@@ -148,6 +152,9 @@ class Stage:
         self.run(seconds)
         self.agree()
         assert self.mode().mode == msg.RUN
+        assert all(0 <= lot.sold <= lot.bought for lot in self.ledger.lots.values())
+        busy = {symbol for symbol in self.price if self.held(symbol) or self.at_venue(symbol)}
+        assert self.ledger.symbols() <= busy  # no slot is left over
 
     # Looks.
 
@@ -212,8 +219,8 @@ class Stage:
     def outcomes(self, entry_id):
         """Why an entry was refused, as the ledger's file has it."""
         store = self.replay.keeper._store
-        query = "SELECT reason FROM outcomes WHERE entry_id = ? ORDER BY reason"
-        return [reason for (reason,) in store._db.execute(query, (entry_id,))]
+        query = "SELECT outcome FROM outcomes WHERE entry_id = ?"
+        return [outcome for (outcome,) in store._db.execute(query, (entry_id,))]
 
     def agree(self):
         """The ledger and the exchange hold the same, and the auditor saw nothing wrong."""
@@ -234,3 +241,119 @@ def _name(order):
     """How the ledger calls an order of the exchange; empty if it is not ours."""
     parent = order.terms.get("parentOrderLinkId", "")
     return order.link_id or (msg.stop_id(parent) if parent else "")
+
+
+class Theatre(Stage):
+    """A stage for what happens more rarely: to the market, to processes, by people."""
+
+    # Acts.
+
+    def operate(self, mode):
+        """A person's wish: the keeper answers who asked, the others hear it from its next tick."""
+        keeper, carried = self.replay.keeper, STREAMS["ledger"].carries
+        for said in keeper.answer(msg.Control(mode, "test"), self.replay._now_ns):
+            if type(said) not in carried:
+                self.replay._publish(keeper.says, said)
+        self.replay.settle()
+
+    def by_hand(self, verb, **terms):
+        """A person with our key does something at the exchange, past the bot."""
+        self.replay._doors[self.replay.keeper]._call(verb, category="linear", **terms)
+        self.replay.settle()
+
+    def push(self, symbol=A, **changes):
+        """A kline push that no exchange should make: the forming bar, but for these values."""
+        at_ms, index = self.replay.now().market_ms, self.venue.public.index[symbol]
+        row = self.venue.ticker.kline(index, self.venue.ticker.forming[index])
+        frame = {"topic": f"kline.1.{symbol}", "type": "snapshot", "ts": at_ms}
+        frame["data"] = [row | {"timestamp": at_ms} | changes]
+        self.venue.sessions.publish(frame["topic"], orjson.dumps(frame), self.replay.now())
+        self.replay.settle()
+
+    def quote(self, symbol=A, **changes):
+        """A quote that no worker made: the last one, but for these values."""
+        at_ms = self.replay.now().market_ms
+        said = self.last_quote(symbol)._replace(ts_ms=at_ms, **changes)
+        self.replay._publish("quotes", said)
+        self.replay.settle()
+
+    def breathe(self, minutes, *symbols):
+        """Whole minutes, from the next one on, in which nothing is filled: 100.0 and 100.5 in turn.
+
+        Bands end up at 99.65 and 100.85 or so, and after an even number the price at 100.0.
+        """
+        self.run((MINUTE_MS - self.replay.now().market_ms % MINUTE_MS) // 1_000 - 1)
+        for minute in range(minutes):
+            still, spike = ("100.0", "100.5") if minute % 2 else ("100.5", "100.0")
+            for price, seconds in ((still, 11), (spike, 5), (still, 44)):
+                self.price |= dict.fromkeys(symbols or self.price, Decimal(price))
+                self.run(seconds)
+        self.run(1)
+
+    def restart(self, service, path=""):
+        """A process ends and starts again; `path` is where the keeper's file goes meanwhile."""
+        if service != "worker":
+            super().restart(service, path)
+            return
+        old, new = self.worker, Worker(self.settings, shard=(0, 1))
+        self.replay._actors[self.replay._actors.index(old)] = new
+        self.replay._begin(new)
+        self.replay.settle()
+
+    def listen(self):
+        """From here on `requests` notes all that the exchange is asked: (second, path, code).
+
+        The code is the HTTP status if that is an error, else the retCode; None for a lost answer.
+        """
+        self.requests, sessions = [], self.venue.sessions
+        http, order, connect = self.venue.http, sessions._order, sessions.connect
+
+        def by_http(request, now):
+            answer = http(request, now)
+            code = orjson.loads(answer.body)["retCode"] if answer.status == 200 else answer.status
+            self.requests.append((now.mono_s, request.path, code))
+            return answer
+
+        def by_socket(message, now):
+            answer = order(message, now)
+            path = f"/v5/{message['op'].replace('.', '/')}"
+            self.requests.append((now.mono_s, path, answer[0]["retCode"] if answer else None))
+            return answer
+
+        def by_connect(path, max_active, now):
+            session = connect(path, max_active, now)
+            self.requests.append((now.mono_s, path, 0 if session else 403))
+            return session
+
+        self.venue.http, sessions._order, sessions.connect = by_http, by_socket, by_connect
+
+    # Looks.
+
+    @property
+    def worker(self):
+        """The worker."""
+        return next(a for a in self.replay._actors if a.service == "worker")
+
+    def asked(self, path, since_s=0.0):
+        """Requests whose path begins so, noted since then."""
+        return [one for one in self.requests if one[1].startswith(path) and one[0] >= since_s]
+
+    def link(self, service, name):
+        """One websocket of a process, and its supervision."""
+        return self.replay._doors[getattr(self.replay, service)].links[name]
+
+    def last_quote(self, symbol=A):
+        """What was said last of a symbol."""
+        return self.said(msg.Quote, symbol=symbol)[-1]
+
+    def entry_ids(self, symbol=A):
+        """Every entry that was ever sent, in order."""
+        return [request.order_link_id for request in self.sent("create", symbol)]
+
+    def bars(self, symbol=A, count=20):
+        """(the worker's last closed bars, the exchange's): open to close, oldest first."""
+        ring = self.worker._symbols[symbol].ring
+        index, until_ms = self.venue.public.index[symbol], ring.next_ms - 1
+        theirs = self.venue.ticker.bars(index, 0, until_ms, count)[::-1]
+        ours = ring.window(count)[:, :4].round(9).tolist()
+        return ours, [[float(value) for value in row[1:5]] for row in theirs]

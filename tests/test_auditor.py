@@ -530,12 +530,16 @@ def test_after_a_restart_open_lots_fills_and_ids_are_remembered(desk: Desk) -> N
 def test_after_a_restart_a_closed_lot_holds_no_slot(desk: Desk) -> None:
     for bar in range(5):
         desk.at_ms = bar * MINUTE_MS
-        sell(desk, bought(desk, bar))
+        lot = bought(desk, bar)
+        if bar < 4:
+            sell(desk, lot)
+        else:  # somebody else did
+            desk.fault("venue", "foreign_fill", symbol=SYMBOL, side="Sell", qty="1")
     restored(desk)
     desk.at_ms += MINUTE_MS
-    for symbol in (SYMBOL, OTHER):
-        buy(desk, 5, symbol)
-    assert rules(desk) == []
+    for bar, symbol in ((5, SYMBOL), (5, OTHER), (4, OTHER)):
+        buy(desk, bar, symbol)
+    assert rules(desk) == []  # 3 slots of 3
 
 
 # Many lines.

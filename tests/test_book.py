@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.paper.book import DEPTH, JUMP, MAX_QUEUE, SMOOTHING, WIDE, WIDE_POINTS, Book
+from services.paper.journal import Journal
 from services.paper.market import Listing
 from services.paper.matching import Matching
 
@@ -369,3 +371,17 @@ def test_post_only_inside_the_spread_rests_and_at_the_other_side_is_cancelled() 
     crossing = desk.create("Buy", 10, "100.0", timeInForce="PostOnly")
     assert desk.order(inside)["orderStatus"] == "New"
     assert desk.order(crossing)["rejectReason"] == "EC_PostOnlyWillTakeLiquidity"
+
+
+def test_after_a_restart_an_order_stands_at_the_back_of_the_queue(tmp_path: Path) -> None:
+    """How far it had come is not remembered; that nobody was ahead of it would be a gift."""
+    desk, again = Desk(), Desk()
+    ((_, ahead),) = desk.seen("Buy", 1)
+    desk.create("Buy", 10, "99.7", timeInForce="PostOnly")
+    desk.trade("99.7", ahead // 2)
+    file = tmp_path / "paper.jsonl"
+    Journal(file, {}).open(desk.engine, 0, 0)
+    Journal(file, {}).restore(again.engine)
+    ((_, ahead),) = again.seen("Buy", 1)
+    assert again.trade("99.7", ahead) == []
+    assert again.trade("99.7", 4) == [("99.7", "4")]

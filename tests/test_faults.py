@@ -185,16 +185,17 @@ def test_http_partial_does_so_many_of_a_batch_and_shows_so_many_of_a_list(desk: 
 def test_the_trade_socket_has_the_faults_of_its_endpoint(
     desk: Desk, action: str, terms: Row, code: int | None, made: int, late_s: float
 ) -> None:
-    wire = desk.trader()
+    wire, link = desk.trader(), entry_id(SYMBOL, "Buy", START)
     desk.fault("http", action, path=CREATE, **terms)
-    wire.send(desk.order_op("order.create", "r", **order(orderLinkId="mine")))
+    wire.send(desk.order_op("order.create", "r", **order(orderLinkId=link, price="9.0")))
     told = wire.timed()
-    assert links(desk) == ["mine"] * made
+    assert links(desk) == [link] * made
+    assert list(desk.venue.auditor.lines) == []  # it was not the bot
     assert [frame["retCode"] for _, frame in told] == ([] if code is None else [code])
     for at_s, frame in told:
         assert (frame["reqId"], frame["op"]) == ("r", "order.create")
         assert at_s == pytest.approx(desk.now.mono_s + ACK_S + late_s)
-    wire.send(desk.order_op("order.cancel", "s", symbol=SYMBOL, orderLinkId="mine"))
+    wire.send(desk.order_op("order.cancel", "s", symbol=SYMBOL, orderLinkId=link))
     assert len(wire.heard()) == 1  # another endpoint
 
 
@@ -441,6 +442,18 @@ def test_ws_ts_offset_moves_the_stamps_of_a_push() -> None:
             for name in {"timestamp", "T"} & set(row):
                 assert row.pop(name) == same.pop(name) - 5000
         assert one == other
+
+
+@pytest.mark.parametrize("actions", [("garbage", "ts_offset"), ("ts_offset", "garbage")])
+def test_a_frame_can_be_broken_and_shifted(desk: Desk, actions: tuple[str, str]) -> None:
+    wire = desk.private("order")
+    for action in actions:
+        desk.fault("ws", action, topic="order", ms=5)
+    made(desk, 2)
+    (_, broken), (_, whole) = wire.session.outbox
+    with pytest.raises(ValueError):
+        json.loads(broken)
+    assert json.loads(whole)["data"][0]["orderLinkId"] == "o1"
 
 
 BENDS = ("dup", "delay", "reorder", "stale_replay", "garbage", "ts_offset", "drop", "keep_pong")

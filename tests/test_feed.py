@@ -89,7 +89,7 @@ class World:
         elif action == "answer" and self.asks:
             self.answer(*self.asks.pop())
         elif action == "fail" and self.asks:
-            self.feed.failed(self.asks.pop()[0])
+            self.feed.failed(self.asks.pop()[0], self.now_ns)
 
     def push(self, kline):
         self.said += self.feed.push(kline, self.now_ns)
@@ -191,8 +191,9 @@ def test_a_closed_bar_after_a_hole_is_not_said_but_fetched_at_once_with_the_hole
 def test_a_fetch_that_brought_nothing_or_failed_is_tried_again(feed):
     feed.push(closed(11), 100 * NS)
     feed.missing(100 * NS)
-    feed.failed(NAME)
-    assert feed.missing(101 * NS) == [(NAME, minute(10))]
+    feed.failed(NAME, 100 * NS)
+    assert feed.missing(101 * NS) == []  # after a pause of 3 s
+    assert feed.missing(103 * NS) == [(NAME, minute(10))]
     assert feed.fill(NAME, []) == []
     feed.push(forming(12), 102 * NS)
     assert feed.missing(107 * NS) == [(NAME, minute(10))]  # 5 s after the push

@@ -114,15 +114,16 @@ ODD: list[Any] = [
 ]
 PRICES = ("95.0", "97", "98.5", "99.5", "99.9", "100.0", "100.1", "100.5", "101.5", "103", "104.9")
 PRICES += ("105.0", "99.05", "130", "70", "1e-999999")
+OURS = [entry_id(symbol, side, START) for symbol in SYMBOLS for side in ("Buy", "Sell")]
 WORDS: dict[str, tuple[Any, ...]] = {
     "category": (*40 * ("linear",), "spot", "inverse", "option"),
     "symbol": (*9 * SYMBOLS[:2], SYMBOLS[2], "NONEUSDT"),
     "side": ("Buy", "Sell"),
     "orderType": ("Limit", "Limit", "Market"),
     "qty": ("1", "1", "2", "2", "5", "10", "30", "0", 3),
-    "price": PRICES,
+    "price": (*PRICES, "0x10"),  # a market order does not mind
     "timeInForce": (*4 * ("GTC", "IOC", "FOK", "PostOnly"), "RPI"),
-    "orderLinkId": (*9 * ("",), *"abcdefg", entry_id("AAAUSDT", "Buy", START)),
+    "orderLinkId": (*9 * ("",), *"abcdefg", *OURS),
     "its symbol": (*9 * ("@",), *SYMBOLS),
     "orderId": (*5 * ("@0", "@1", "@2"), "@9", "none"),
     "reduceOnly": (False, True, "true"),

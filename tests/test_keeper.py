@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 
-from services.keeper.actor import Keeper
+from services.keeper.actor import (
+    CLOCK_NS,
+    INCOMPLETE_NS,
+    RECANCEL_NS,
+    SILENT_NS,
+    STALE_NS,
+    Keeper,
+)
 from shared import messages as msg
 from shared.settings import Settings, WrongSetting
 
 SECOND = 1_000_000_000
-SYMBOL, OTHER, MINUTE = "AAAUSDT", "BBBUSDT", 60_000
+SYMBOL, OTHER, MINUTE, DAY_MS = "AAAUSDT", "BBBUSDT", 60_000, 86_400_000
 BAR = 100 * MINUTE
+NOON_MS = 20_000 * DAY_MS + DAY_MS // 2
 ENTRY = msg.entry_id(SYMBOL, "Buy", BAR)
 EXIT = msg.exit_id(ENTRY, 0)
 FLAT = msg.Position(SYMBOL, ("", 0), (), ())
@@ -45,6 +53,10 @@ def command(action: str, outcome: str, name: str = ENTRY) -> msg.OrderRequest:
     return msg.OrderRequest(*terms, outcome=outcome, ret_code=110007, reason="ab not enough")
 
 
+def health(service: str, **counters: int) -> msg.Health:
+    return msg.Health(service, 0, 1, True, "", "", 0, counters, {}, 0, 0, "")
+
+
 class Desk:
     """A keeper and the exchange it looks at, which is four lists."""
 
@@ -55,9 +67,14 @@ class Desk:
         self.executions: list[msg.Execution] = []  # newest first
         self.positions: list[msg.Holding] = []
         self.error = ""
+        self.rights: list[str] = []  # what the key may do with the wallet
+        self.equity = Decimal(1000)
+        self.speaking = ["ingestor", "router"]  # whose Health is heard
+        self.wall_ms = NOON_MS
         settings = {"RECONCILE_SECONDS": 10, "MAX_SLOTS": 2, "MAX_SYMBOLS": 2} | settings
-        self.keeper = Keeper(Settings(_env_file=None, **settings), str(path))
-        self.keeper.start(self.now_ns)
+        config = Settings(_env_file=None, **settings)
+        self.keeper = Keeper(config, str(path), lambda: self.wall_ms)
+        self.served(self.keeper.start(self.now_ns))
 
     def hear(self, message: Any) -> list[Any]:
         return self.keeper.handle(message, self.now_ns)
@@ -68,6 +85,8 @@ class Desk:
     def tick(self, seconds: float = 1) -> list[Any]:
         """Time passes; whatever is fetched is answered at once."""
         self.now_ns += int(seconds * SECOND)
+        for service in self.speaking:
+            self.hear(health(service))
         return self.served(self.keeper.tick(self.now_ns))
 
     def link(self, up: bool = True) -> list[Any]:
@@ -80,13 +99,13 @@ class Desk:
 
     def reply(self, ask: msg.Fetch) -> msg.Fetched:
         found = [self.known[ask.order_link_id]] if ask.order_link_id in self.known else []
-        wallet = [msg.Wallet(Decimal(1000), Decimal(1000), Decimal(1000))]
-        rows = {
+        rows: Any = {
             "orders": self.orders,
             "order": found,
             "executions": self.executions,
             "positions": self.positions,
-            "wallet": wallet,
+            "wallet": [msg.Wallet(self.equity, self.equity, self.equity)],
+            "rights": self.rights,
         }[ask.what]
         return msg.Fetched(ask, () if self.error else tuple(rows), self.error)
 
@@ -100,6 +119,19 @@ class Desk:
     @property
     def mode(self) -> str:
         return self.full().mode.mode
+
+    def rows(self, query: str) -> list[Any]:
+        return list(self.keeper._store._db.execute(query))
+
+    def outcomes(self) -> dict[str, str]:
+        """What came of each touch, as the file has it."""
+        return dict(self.rows("SELECT entry_id, outcome FROM outcomes"))
+
+    def wallet(self, equity: str) -> str:
+        """The mode after the account was said to hold so much."""
+        self.equity = Decimal(equity)
+        self.hear(msg.Wallet(self.equity, self.equity, self.equity))
+        return self.mode
 
     def run(self) -> "Desk":
         """Linked and clean twice, 10 s apart."""
@@ -158,7 +190,7 @@ def test_the_loss_of_the_private_stream_is_no_entry_at_once() -> None:
     (mode,) = desk.hear(msg.Link("private", False, "closed"))
     assert (mode.mode, mode.reason) == (msg.NO_ENTRY, "private stream lost")
     grant = grant_in(desk.ask(ask()))
-    assert (grant.granted, grant.reason) == (False, "mode NO_ENTRY")
+    assert (grant.granted, grant.reason) == (False, "halted")
 
 
 def test_a_new_connection_is_no_ground_for_entries_before_its_snapshots_have_come() -> None:
@@ -253,13 +285,11 @@ def test_a_position_is_on_disk_before_it_is_said(tmp_path: Path) -> None:
         assert other.execute("SELECT exec_qty FROM executions").fetchall() == [("4",)]
 
 
-def test_the_caps_refuse_with_a_reason_that_is_recorded_once(tmp_path: Path) -> None:
-    desk = Desk(tmp_path / "state.db", MAX_SLOTS=1).run().granted()
+def test_the_caps_refuse_with_a_reason_that_is_recorded_once() -> None:
+    desk = Desk(MAX_SLOTS=1).run().granted()
     for _ in range(2):
         assert grant_in(desk.ask(ask(OTHER))).reason == "max_slots"
-    with closing(sqlite3.connect(tmp_path / "state.db")) as other:
-        found = other.execute("SELECT symbol, reason FROM outcomes").fetchall()
-    assert found == [(OTHER, "max_slots")]
+    assert desk.outcomes() == {ENTRY: "order", msg.entry_id(OTHER, "Buy", BAR): "max_slots"}
 
 
 def test_another_account_refuses_to_start(tmp_path: Path) -> None:
@@ -406,15 +436,32 @@ def test_equity_is_kept_once_a_minute(tmp_path: Path) -> None:
         assert other.execute("SELECT equity FROM equity").fetchall() == [("1000",)]
 
 
+def cancels_in(messages: list[Any]) -> list[tuple[str, str]]:
+    """(our id, theirs) of every order that the keeper cancels."""
+    found = [m for m in messages if isinstance(m, msg.OrderRequest) and not m.outcome]
+    assert {m.action for m in found} <= {"cancel"}  # it never creates or amends
+    return [(m.order_link_id, m.order_id) for m in found]
+
+
 def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> None:
-    desk = Desk().run().granted()
-    desk.hear(said(ENTRY, "New"))
-    desk.orders, desk.known = [said(ENTRY, "New")], {ENTRY: said(ENTRY, "New")}
-    health = msg.Health("router", 0, 1, True, "", "", 0, {}, {}, 0, 0, "")
-    desk.hear(health)
-    messages = [m for _ in range(12) for m in desk.tick(1)]
-    cancels = [m for m in messages if isinstance(m, msg.OrderRequest)]
-    assert {(m.action, m.order_link_id) for m in cancels} == {("cancel", ENTRY)}
+    """And only entries: exits are reduce-only, and the lot needs its exit."""
+    desk = Desk(MAX_SLOTS=3).run().granted()
+    other = msg.entry_id(OTHER, "Buy", BAR)
+    desk.ask(ask(OTHER))
+    resting = [said(ENTRY, "Filled", 10), said(EXIT, "New"), said(other, "New", symbol=OTHER)]
+    for fact in (*resting, fill(ENTRY, 10)):
+        desk.hear(fact)
+    desk.orders = resting[1:]
+    desk.executions, desk.positions = [fill(ENTRY, 10)], [msg.Holding(SYMBOL, "Buy", Decimal(10))]
+    desk.tick(1)
+    desk.speaking.remove("router")
+    desk.now_ns += SILENT_NS - SECOND
+    assert cancels_in(desk.tick(1)) == []
+    assert cancels_in(desk.tick(1)) == [(other, f"id-{other}")]
+    again_s = RECANCEL_NS // SECOND
+    assert [len(cancels_in(desk.tick(1))) for _ in range(again_s)] == [0] * (again_s - 1) + [1]
+    desk.speaking.append("router")
+    assert [m for _ in range(20) for m in cancels_in(desk.tick(1))] == []
 
 
 # A new ledger.
@@ -608,3 +655,578 @@ def test_an_entry_of_ours_that_the_ledger_never_heard_of_is_taken_in() -> None:
     desk.tick(10)
     assert desk.full().mode.slots == 1
     assert desk.position().orders[0].status == "New"
+
+
+def test_an_entry_that_was_given_up_and_arrives_after_all_is_taken_in_again() -> None:
+    desk = Desk().run().granted()
+    for _ in range(8):
+        desk.tick(1)
+    assert desk.outcomes() == {ENTRY: "not_accepted"}
+    desk.orders, desk.known = [said(ENTRY, "New")], {ENTRY: said(ENTRY, "New")}
+    desk.tick(10)
+    (order,) = desk.position().orders
+    assert (order.order_link_id, order.status, desk.full().mode.slots) == (ENTRY, "New", 1)
+
+
+def test_an_entry_that_ended_is_not_taken_in_again() -> None:
+    """A snapshot may be older than the push of the end."""
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "Cancelled"))
+    desk.orders = [said(ENTRY, "New")]
+    desk.tick(10)
+    assert desk.full().mode.slots == 0
+
+
+def test_an_exit_that_was_given_up_and_arrives_after_all_is_cancelled() -> None:
+    """Its lot has another one by now."""
+    desk = Desk().run().granted()
+    for fact in (said(ENTRY, "Filled", 10), fill(ENTRY, 10), said(EXIT, "New")):
+        desk.hear(fact)
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(10))]
+    for _ in range(5):
+        desk.tick(10)
+    assert (desk.position().orders, desk.position().lots[0].exits) == ((), 1)
+    desk.orders = [said(EXIT, "New")]
+    assert cancels_in(desk.tick(10)) == [(EXIT, f"id-{EXIT}")]
+
+
+def test_the_executions_of_an_order_that_has_ended_are_looked_for_soon() -> None:
+    """Ten seconds are long for a lot without an exit."""
+    desk = Desk().run().granted()
+    desk.tick(1)
+    assert asked_since(desk.tick(INCOMPLETE_NS / SECOND)) == []
+    desk.hear(said(ENTRY, "Filled", 10))
+    assert asked_since(desk.tick(1)) != []
+    assert asked_since(desk.tick(1)) == []
+    assert asked_since(desk.tick(INCOMPLETE_NS / SECOND - 1)) != []
+
+
+def test_a_stream_that_says_nothing_of_what_the_snapshot_shows_is_built_again() -> None:
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New"))
+    desk.orders = [said(ENTRY, "New")]
+    assert rebuilt(desk.tick(10)) == []  # the stream was heard
+    desk.executions, desk.orders = [fill(ENTRY, 4)], [said(ENTRY, "PartiallyFilled", 4)]
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    assert rebuilt(desk.tick(10)) == [msg.Rebuild("private", "deaf")]
+    assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "private stream is deaf")
+    assert rebuilt(desk.tick(10)) == []  # nothing new in this one
+
+
+def rebuilt(messages: list[Any]) -> list[msg.Rebuild]:
+    return [message for message in messages if isinstance(message, msg.Rebuild)]
+
+
+def test_a_first_look_at_an_account_calls_no_stream_deaf() -> None:
+    desk = Desk()
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(5))]
+    assert rebuilt(desk.link()) == []
+
+
+# The key.
+
+
+def test_a_key_that_may_move_funds_is_a_wrong_setting() -> None:
+    """It is asked for at the start, before anything is traded."""
+    desk = Desk()
+    (ask_rights,) = [m for m in desk.keeper.start(desk.now_ns) if isinstance(m, msg.Fetch)]
+    assert ask_rights == msg.Fetch("rights")
+    with pytest.raises(WrongSetting, match="may move funds: AccountTransfer, Withdraw"):
+        desk.hear(msg.Fetched(ask_rights, ("AccountTransfer", "Withdraw")))
+
+
+def test_what_a_key_may_do_is_asked_again_until_it_is_answered() -> None:
+    desk = Desk()
+    desk.error = "timeout"
+    desk.served([msg.Fetch("rights")])
+    desk.error = ""
+    assert msg.Fetch("rights") in desk.link()
+    assert msg.Fetch("rights") not in desk.tick(10)
+
+
+# Losses.
+
+
+def test_a_lost_day_is_reduce_only_until_the_next_one(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state.db").run()
+    assert desk.wallet("970.01") == msg.RUN
+    assert desk.wallet("970") == msg.REDUCE_ONLY  # 3 % of 1000
+    assert desk.full().mode.reason == "daily loss over 3 %"
+    assert grant_in(desk.ask(ask())).reason == "halted"
+    again = Desk(tmp_path / "state.db")  # killed at once: it is on disk
+    again.equity = Decimal(990)
+    again.link()
+    assert again.mode == msg.REDUCE_ONLY  # whatever was won back
+    again.wall_ms += DAY_MS // 2
+    again.tick(10)
+    again.tick(10)
+    assert again.mode == msg.RUN
+
+
+def test_a_person_lifts_a_lost_day() -> None:
+    desk = Desk().run()
+    desk.wallet("970")
+    assert desk.ask(msg.Control(msg.RUN, "ops"))[0].mode == msg.RUN
+    assert desk.wallet("970") == msg.RUN
+
+
+def test_a_drawdown_flattens_until_a_person_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    desk = Desk(path, DAILY_LOSS_PCT=0).run()
+    assert desk.wallet("920.01") == msg.RUN
+    (_, mode) = desk.hear(msg.Wallet(Decimal(920), Decimal(920), Decimal(920)))
+    assert (mode.mode, mode.reason) == (msg.FLATTEN, "drawdown 8.00 % from 1000")  # said at once
+    again = Desk(path, DAILY_LOSS_PCT=0)
+    assert again.wallet("999") == msg.FLATTEN  # whatever is won back, over a restart and a day
+    again.wall_ms += DAY_MS
+    again.link()
+    assert again.wallet("999") == msg.FLATTEN
+    assert again.ask(msg.Control(msg.RUN, "ops"))[0].mode != msg.FLATTEN
+
+
+def test_who_resumes_after_a_drawdown_has_resumed_over_a_restart_too(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    desk = Desk(path, DAILY_LOSS_PCT=0).run()
+    desk.wallet("900")
+    desk.ask(msg.Control(msg.RUN, "ops"))
+    assert desk.wallet("900") == msg.RUN
+    again = Desk(path, DAILY_LOSS_PCT=0)  # within the same minute
+    again.equity = Decimal(900)
+    assert again.run().wallet("900") == msg.RUN
+    assert again.wallet("828") == msg.FLATTEN  # 8 % of 900
+
+
+@pytest.mark.parametrize("mode", [msg.REDUCE_ONLY, msg.CANCEL_ALL, msg.FLATTEN])
+def test_a_drawdown_makes_no_mode_milder(mode: str) -> None:
+    desk = Desk(DAILY_LOSS_PCT=0).run()
+    desk.ask(msg.Control(mode, "ops"))
+    assert desk.wallet("900") == msg.FLATTEN
+
+
+def test_a_loss_is_written_the_moment_it_counts(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state.db").run()
+    desk.wallet("970")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as other:
+        found = other.execute("SELECT equity FROM equity ORDER BY wall_ms").fetchall()
+        (halted,) = other.execute("SELECT value FROM meta WHERE name = 'losses'").fetchone()
+    assert found[-1] == ("970",)
+    assert halted.split()[:2] == ["20000", "20000"]  # the day, and that it is lost
+
+
+# A limit of ours that was broken.
+
+
+def overfilled(desk: Desk) -> Desk:
+    """11 of 10."""
+    desk.hear(fill(ENTRY, 11))
+    desk.executions, desk.positions = [fill(ENTRY, 11)], [msg.Holding(SYMBOL, "Buy", Decimal(11))]
+    return desk
+
+
+def test_an_order_filled_beyond_its_quantity_cancels_all_until_a_person_comes(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "state.db"
+    desk = Desk(path).run().granted()
+    messages = desk.hear(fill(ENTRY, 11))
+    (mode,) = [m for m in messages if isinstance(m, msg.Mode)]  # said, and written, at once
+    assert (mode.mode, mode.reason) == (
+        msg.CANCEL_ALL,
+        f"{ENTRY} was filled beyond its quantity",
+    )
+    again = overfilled(desk).restarted(path)
+    again.link()
+    again.tick(10)
+    again.tick(10)
+    assert again.mode == msg.CANCEL_ALL
+    assert again.ask(msg.Control(msg.RUN, "ops"))[0].mode == msg.RUN
+
+
+def test_a_fill_to_the_last_is_no_breach() -> None:
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 4), fill(ENTRY, 6, BAR + 3), fill(ENTRY, 6, BAR + 3)):
+        desk.hear(fact)
+    assert desk.mode == msg.RUN
+
+
+def test_a_breach_that_a_person_has_seen_does_not_come_back_with_another_fill() -> None:
+    desk = overfilled(Desk().run().granted())
+    desk.hear(fill(ENTRY, 1, BAR + 3))  # 12 of 10, while it is known
+    desk.ask(msg.Control(msg.RUN, "ops"))
+    desk.ask(ask(OTHER))
+    head = fill(msg.entry_id(OTHER, "Buy", BAR), 10)
+    desk.hear(head._replace(symbol=OTHER))
+    assert desk.mode == msg.RUN
+
+
+def test_a_breach_makes_flatten_no_milder() -> None:
+    desk = Desk().run().granted()
+    desk.ask(msg.Control(msg.FLATTEN, "ops"))
+    assert overfilled(desk).mode == msg.FLATTEN
+
+
+def test_an_exit_that_grew_with_its_lot_is_no_breach() -> None:
+    """4 bought, an exit of 4, 6 more, the exit amended to 10 and sold, heard by REST alone: there
+    the executions come before the orders."""
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 4), said(EXIT, "New")._replace(qty=Decimal(4))):
+        desk.hear(fact)
+    sold = fill(EXIT, 10, BAR + 9)
+    desk.executions = [sold, fill(ENTRY, 6, BAR + 3), fill(ENTRY, 4)]
+    desk.known = {
+        ENTRY: said(ENTRY, "Filled", 10, BAR + 3),
+        EXIT: said(EXIT, "Filled", 10, BAR + 9),
+    }
+    for _ in range(3):
+        desk.tick(10)
+    assert desk.mode == msg.RUN
+    assert desk.full().mode.slots == 0
+
+
+# Whose silence stops entries.
+
+
+def test_without_the_ingestors_word_there_are_no_entries() -> None:
+    desk = Desk().run()
+    desk.speaking.remove("ingestor")
+    desk.now_ns += STALE_NS - SECOND
+    desk.tick(1)
+    assert desk.mode == msg.RUN
+    desk.now_ns += 1
+    assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "market data lost")
+    desk.hear(health("router"))
+    assert desk.mode == msg.NO_ENTRY
+    desk.hear(health("ingestor", silent=1))  # it lives, but hears nothing
+    assert desk.mode == msg.NO_ENTRY
+    desk.hear(health("ingestor", silent=0))
+    assert desk.mode == msg.RUN
+
+
+@pytest.mark.parametrize("action", ["create", "amend", "cancel"])
+def test_a_request_at_the_wrong_time_stops_entries_for_half_a_minute(action: str) -> None:
+    desk = Desk().run().granted()
+    for name in ("ingestor", "router"):
+        desk.hear(health(name))
+    desk.hear(command(action, "refused")._replace(ret_code=10002))
+    assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "clock doubtful")
+    desk.now_ns += CLOCK_NS - 1
+    desk.hear(health("ingestor"))
+    assert desk.mode == msg.NO_ENTRY
+    desk.now_ns += 1
+    assert desk.mode == msg.RUN
+
+
+def test_another_refusal_does_not_doubt_the_clock() -> None:
+    desk = Desk().run().granted()
+    desk.hear(command("create", "refused"))
+    assert desk.mode == msg.RUN
+
+
+# What came of each touch.
+
+
+def ended(*facts: Any) -> Desk:
+    """After a grant, and these."""
+    desk = Desk().run().granted()
+    for fact in facts:
+        desk.hear(fact)
+    return desk
+
+
+POST_ONLY = said(ENTRY, "Rejected")._replace(reject_reason="EC_PostOnlyWillTakeLiquidity")
+ENDS: dict[str, tuple[Any, ...]] = {
+    "order": (said(ENTRY, "New"),),
+    "filled": (said(ENTRY, "Filled", 10), fill(ENTRY, 10)),
+    "cancelled": (said(ENTRY, "New"), said(ENTRY, "Cancelled", at_ms=BAR + 5)),
+    "post_only": (POST_ONLY,),
+    "rejected": (said(ENTRY, "Rejected")._replace(reject_reason="EC_Others"),),
+    "refused": (command("create", "refused"),),
+}
+
+
+@pytest.mark.parametrize("outcome", ENDS)
+def test_the_end_of_an_entry_is_its_outcome(outcome: str) -> None:
+    assert ended(*ENDS[outcome]).outcomes() == {ENTRY: outcome}
+
+
+def test_an_entry_that_was_filled_in_part_and_cancelled_is_filled() -> None:
+    desk = ended(fill(ENTRY, 4), said(ENTRY, "Cancelled", 4))
+    assert desk.outcomes() == {ENTRY: "filled"}
+
+
+def test_an_entry_that_never_arrived_is_not_accepted() -> None:
+    desk = Desk().run().granted()
+    for _ in range(7):
+        desk.tick(1)
+    assert desk.outcomes() == {ENTRY: "not_accepted"}
+
+
+TOUCH = msg.Touch(ENTRY, SYMBOL, "Buy", BAR, "budget")
+
+
+def test_a_touch_without_an_order_is_kept_as_the_router_says_it() -> None:
+    desk = Desk().run()
+    assert desk.hear(TOUCH) == []
+    desk.hear(TOUCH._replace(outcome="halted"))  # each is told once: the first one counts
+    assert desk.rows("SELECT * FROM outcomes") == [tuple(TOUCH)]
+
+
+@pytest.mark.parametrize("outcome", ENDS)
+def test_the_routers_word_never_replaces_the_ledgers(outcome: str) -> None:
+    desk = ended(*ENDS[outcome])
+    desk.hear(TOUCH._replace(outcome="order"))
+    assert desk.outcomes() == {ENTRY: outcome}
+
+
+def test_the_ledgers_word_replaces_the_routers() -> None:
+    desk = Desk().run()
+    desk.hear(TOUCH)
+    assert desk.granted().outcomes() == {ENTRY: "order"}
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_an_ask_for_what_has_ended_leaves_its_outcome(halted: bool) -> None:
+    """The grant or the mode had not reached the router yet."""
+    desk = ended(said(ENTRY, "Cancelled"))
+    if halted:
+        desk.link(up=False)
+    assert not grant_in(desk.ask(ask())).granted
+    assert desk.outcomes() == {ENTRY: "cancelled"}
+
+
+def test_an_ask_that_was_refused_and_then_granted_is_an_order() -> None:
+    desk = Desk().run()
+    desk.ask(msg.Control(msg.REDUCE_ONLY, "ops"))
+    assert grant_in(desk.ask(ask())).reason == "halted"
+    assert desk.outcomes() == {ENTRY: "halted"}
+    desk.ask(msg.Control(msg.RUN, "ops"))
+    assert desk.granted().outcomes() == {ENTRY: "order"}
+
+
+@pytest.mark.parametrize("action", ["create", "amend", "cancel"])
+def test_every_refusal_is_kept(action: str) -> None:
+    desk = Desk().run().granted()
+    desk.hear(command(action, "refused"))
+    desk.hear(command(action, "unknown")._replace(command=8))
+    desk.hear(command(action, "accepted")._replace(command=9))
+    found = desk.rows("SELECT * FROM refusals")
+    assert found == [(ENTRY, 7, SYMBOL, 110007, "ab not enough", NOON_MS)]
+
+
+# Dust.
+
+LATER = msg.entry_id(SYMBOL, "Buy", BAR + MINUTE)
+
+
+def dusty(qty: int = 1) -> Desk:
+    """A lot of 10 and a later one of `qty` at another price, both bought, without orders."""
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10)):
+        desk.hear(fact)
+    assert grant_in(desk.ask(ask(bar_ms=BAR + MINUTE))).granted
+    bought = fill(LATER, qty, BAR + MINUTE + 5)._replace(exec_price=Decimal(90))
+    for fact in (bought, said(LATER, "Cancelled", qty, BAR + MINUTE + 6)):
+        desk.hear(fact)
+    return desk
+
+
+def exit_refused(name: str, reason: str, outcome: str = "refused") -> msg.OrderRequest:
+    request = command("create", outcome, msg.exit_id(name, 0))
+    return request._replace(reduce_only=True, side="Sell", reason=reason, ret_code=0)
+
+
+TOO_SMALL = (msg.DUST, "Order qty is below the minimum: 0.1")
+
+
+@pytest.mark.parametrize("reason", TOO_SMALL)
+def test_a_lot_too_small_for_an_exit_joins_the_oldest_other(reason: str) -> None:
+    """10 at 100 and 1 at 90: 11 that cost 1090."""
+    desk = dusty()
+    (position,) = desk.hear(exit_refused(LATER, reason))
+    (lot,) = position.lots
+    assert (lot.entry_id, lot.bought, lot.cost) == (ENTRY, 11, 1090)
+    assert (desk.full().mode.slots, desk.keeper._ledger.held()) == (1, {SYMBOL: Decimal(11)})
+    assert desk.hear(exit_refused(LATER, reason)) == []  # again: it is gone
+
+
+def test_a_merge_is_on_disk_to_the_digit(tmp_path: Path) -> None:
+    desk = dusty()
+    path = tmp_path / "copy.db"
+    desk.hear(exit_refused(LATER, msg.DUST))
+    with closing(sqlite3.connect(path)) as copy:
+        desk.keeper._store._db.backup(copy)
+    assert Desk(path).full().positions == desk.full().positions
+    (closed,) = desk.rows(f"SELECT sold, proceeds, closed_ms FROM lots WHERE entry_id = '{LATER}'")
+    assert closed == ("1", "90", BAR + MINUTE + 5)  # sold at cost: no profit, no loss
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        exit_refused(LATER, "ab not enough"),
+        exit_refused(LATER, msg.DUST, "unknown"),
+        exit_refused(LATER, msg.DUST)._replace(action="amend"),
+        exit_refused(LATER, TOO_SMALL[1])._replace(reduce_only=False),
+        exit_refused(msg.entry_id(OTHER, "Buy", BAR), msg.DUST),
+    ],
+)
+def test_nothing_else_merges_a_lot(request_: msg.OrderRequest) -> None:
+    desk = dusty()
+    before = desk.position()
+    desk.hear(request_)
+    assert desk.position() == before
+
+
+def test_dust_without_another_lot_stays_as_it_is() -> None:
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 1), said(ENTRY, "Cancelled", 1)):
+        desk.hear(fact)
+    before = desk.position()
+    assert desk.hear(exit_refused(ENTRY, msg.DUST)) == []
+    assert desk.position() == before
+
+
+def test_a_lot_with_a_working_order_is_not_merged() -> None:
+    """Its own exit may still sell: then it would be sold twice."""
+    desk = dusty()
+    desk.hear(said(msg.exit_id(LATER, 0), "New", at_ms=BAR + MINUTE + 7))
+    assert desk.hear(exit_refused(LATER, msg.DUST)) == []
+
+
+# Stop losses: made by the exchange, without an id of ours.
+
+
+def stop(status: str, filled: int = 0, at_ms: int = BAR + 3, entry: str = ENTRY) -> msg.OrderUpdate:
+    row = said(entry, status, filled, at_ms)._replace(order_link_id="", order_id=f"S-{entry}")
+    ours = {"side": "Sell", "price": Decimal(0), "reduce_only": True}
+    return row._replace(**ours, parent_order_link_id=entry)
+
+
+def stop_fill(qty: int, at_ms: int = BAR + 9, entry: str = ENTRY) -> msg.Execution:
+    row = fill(entry, qty, at_ms)._replace(order_link_id="", order_id=f"S-{entry}", side="Sell")
+    return row._replace(exec_price=Decimal(98))
+
+
+def guarded(path: Path | str = ":memory:") -> Desk:
+    """A lot of 10 with a stop loss that rests."""
+    desk = Desk(path).run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10), stop("Untriggered")):
+        desk.hear(fact)
+    desk.orders, desk.executions = [stop("Untriggered")], [fill(ENTRY, 10)]
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(10))]
+    return desk
+
+
+def test_a_stop_loss_is_an_order_of_its_lot_and_makes_no_symbol_foreign() -> None:
+    desk = guarded()
+    desk.tick(10)
+    (order,) = desk.position().orders
+    assert (order.order_link_id, order.kind, order.order_id) == (
+        f"{ENTRY}s",
+        msg.STOP,
+        f"S-{ENTRY}",
+    )
+    assert (order.side, order.qty, order.status) == ("Sell", 10, "Untriggered")
+    assert (desk.position().no_entry, desk.position().foreign_qty) == ("", 0)
+    assert grant_in(desk.ask(ask(bar_ms=BAR + MINUTE))).granted
+
+
+def test_a_stop_that_triggers_closes_its_lot_and_frees_the_slot() -> None:
+    desk = guarded()
+    desk.hear(stop_fill(4))
+    (lot,) = desk.position().lots
+    assert (lot.sold, lot.proceeds, lot.sold_before) == (4, 392, 0)  # 4 * 98
+    desk.hear(stop_fill(6, BAR + 10))
+    desk.hear(stop("Filled", 10, BAR + 10))
+    assert (desk.position(), desk.full().mode.slots) == (
+        FLAT._replace(version=desk.position().version),
+        0,
+    )
+    assert desk.keeper._ledger.held() == {}
+
+
+def test_a_stop_survives_a_restart_and_its_last_word_may_come_twice(tmp_path: Path) -> None:
+    desk = guarded(tmp_path / "state.db")
+    again = desk.restarted(tmp_path / "state.db")
+    assert again.position() == desk.position()
+    facts = (stop_fill(3), stop("Cancelled", 3, BAR + 11))
+    for fact in facts:
+        again.hear(fact)
+    once_more = again.restarted(tmp_path / "state.db")
+    for fact in (*facts, stop("Untriggered"), *facts):
+        once_more.hear(fact)
+        assert once_more.position().orders == again.position().orders == ()
+    assert once_more.position().lots == again.position().lots
+    assert once_more.position().lots[0].sold_before == 3
+
+
+def test_a_stop_that_the_exchange_no_longer_lists_is_asked_for_by_its_own_id() -> None:
+    desk = guarded()
+    desk.orders = []
+    desk.known = {f"{ENTRY}s": stop("Cancelled", at_ms=BAR + 20)}
+    asks = [m for m in desk.tick(10) if isinstance(m, msg.Fetch) and m.what == "order"]
+    assert asks == [msg.Fetch("order", SYMBOL, order_link_id=f"{ENTRY}s", order_id=f"S-{ENTRY}")]
+    assert desk.position().orders == ()
+
+
+def test_a_stop_whose_lot_is_gone_is_cancelled_by_its_own_id() -> None:
+    """It was heard of too late; the router knows nothing of it."""
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10), fill(EXIT, 10, BAR + 5)):
+        desk.hear(fact)
+    desk.hear(said(EXIT, "Filled", 10, BAR + 5))
+    desk.hear(stop("Untriggered"))
+    assert desk.full().mode.slots == 0
+    desk.orders = [stop("Untriggered")]
+    assert cancels_in(desk.tick(10)) == [(f"{ENTRY}s", f"S-{ENTRY}")]
+    assert desk.position().no_entry == ""
+
+
+def test_a_stop_of_an_open_lot_is_left_to_the_router() -> None:
+    assert cancels_in(guarded().tick(10)) == []
+
+
+def test_a_fill_of_a_stop_before_its_first_word_leaks_no_slot() -> None:
+    """Both came within one outage. It counts as somebody else's, and closes the oldest lot."""
+    desk = Desk().run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10)):
+        desk.hear(fact)
+    desk.ask(ask(bar_ms=BAR + MINUTE))
+    for fact in (fill(LATER, 10, BAR + MINUTE + 1), said(LATER, "Filled", 10, BAR + MINUTE + 1)):
+        desk.hear(fact)
+    desk.hear(stop_fill(10, BAR + MINUTE + 5, LATER))
+    desk.hear(stop("Filled", 10, BAR + MINUTE + 5, LATER))
+    (lot,) = desk.position().lots
+    assert (lot.bought - lot.sold, desk.position().orders) == (10, ())
+    assert desk.full().mode.slots == 1
+
+
+# When the exchange takes from us, and after a lot.
+
+
+def test_after_a_liquidation_a_symbol_has_no_entries_for_a_quarter_of_an_hour(
+    tmp_path: Path,
+) -> None:
+    path, quarter = tmp_path / "state.db", 15 * MINUTE
+    desk = Desk(path).run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10)):
+        desk.hear(fact)
+    taken = fill("", 10, BAR + 5, "BustTrade")._replace(side="Sell")
+    desk.hear(taken)
+    assert desk.full().mode.slots == 0
+    for at in (desk, Desk(path).run()):  # over a restart too
+        assert grant_in(at.ask(ask(bar_ms=BAR + quarter))).reason == "cooldown"
+        assert grant_in(at.ask(ask(OTHER, BAR + MINUTE))).granted
+        at.hear(said(msg.entry_id(OTHER, "Buy", BAR + MINUTE), "Cancelled", symbol=OTHER))
+    assert grant_in(desk.ask(ask(bar_ms=BAR + quarter + MINUTE))).granted
+
+
+def test_a_symbol_rests_after_a_lot_over_a_restart_too(tmp_path: Path) -> None:
+    path, rest = tmp_path / "state.db", {"COOLDOWN_SECONDS": 120}
+    desk = Desk(path, **rest).run().granted()
+    for fact in (fill(ENTRY, 10), said(ENTRY, "Filled", 10), fill(EXIT, 10, BAR + 5)):
+        desk.hear(fact)
+    desk.hear(said(EXIT, "Filled", 10, BAR + 5))
+    for at in (desk, Desk(path, **rest).run()):
+        assert grant_in(at.ask(ask(bar_ms=BAR + 2 * MINUTE))).reason == "cooldown"  # < 120.005 s
+    assert grant_in(desk.ask(ask(bar_ms=BAR + 3 * MINUTE))).granted

@@ -4,17 +4,17 @@ The instrument has ticks of 0.01 and steps of 0.1. A buy is quoted at 95.45225 u
 of 96, a sell at 104.55225 over one of 104.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from decimal import Decimal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.router.budget import SECOND_NS, Budget
-from services.router.orders import Rules, Wanted, desired, steps
+from services.router.budget import SECOND_NS, TWINS, Budget
+from services.router.orders import Rules, Wanted, desired, entry_gate, steps, stop_price
 from shared import messages as msg
-from shared.instrument import opposite
+from shared.instrument import opposite, sign
 
 ANY_SPEED = {
     "derandomize": True,
@@ -404,6 +404,53 @@ def test_there_is_one_entry_and_every_order_is_on_the_grid(situation):
         assert q is not None
 
 
+grids = st.sampled_from([D(text) for text in ("1E-7", "0.0001", "0.005", "0.01", "0.5", "1", "5")])
+qty_steps = st.sampled_from([D(text) for text in ("0.001", "0.1", "1", "10", "1000")])
+
+
+@settings(max_examples=150, **ANY_SPEED)
+@given(
+    *(grids, qty_steps, sides, st.floats(1_000, 1e6), st.floats(-0.04, 0.04)),
+    *(st.floats(0.9, 50), st.sampled_from([0.0, 0.3, 2.0, 12.345])),
+)
+def test_rounding_never_leaves_the_grid_nor_exceeds_the_size(
+    tick, step, side, ticks, off, lots, stop_pct
+):
+    """Whatever the grid, an entry costs at most SIZE_USDT, and its stop lies on the grid beyond.
+
+    The price is so many ticks, SIZE_USDT buys so many steps (halves of one buy nothing).
+    """
+    price = float(tick) * ticks
+    last = (D(f"{ticks * (1 + off):.8g}")).to_integral_value() * tick
+    size = D(f"{price * lots:.8g}") * step
+    grid = INSTRUMENT._replace(tick_size=tick, qty_step=step, min_order_qty=step)
+    grid = grid._replace(max_order_qty=30 * step, min_notional_value=size / 4)
+    rules = RULES._replace(size_usdt=size, stop_loss_pct=stop_pct)
+    found = desired(NO_ORDERS, quote(side, price=price), "RUN", grid, last, rules)
+    assert bool(found) or lots < 1.1  # 4 % and two ticks away
+    for entry in found:
+        assert (entry.price % tick, entry.qty % step) == (0, 0)
+        assert 0 < entry.qty * entry.price <= size
+        assert grid.min_order_qty <= entry.qty <= grid.max_order_qty
+        assert entry.price * entry.qty >= grid.min_notional_value
+        assert (last - entry.price) * sign(side) >= tick  # it rests
+        stop = stop_price(side, entry.price, grid, rules)
+        exact = entry.price * D(f"{stop_pct:.12g}") / 100  # how far away the stop should be
+        far = (entry.price - stop) * sign(side)
+        assert (stop % tick == 0 and exact <= far < exact + tick) if stop_pct else stop == 0
+
+
+@settings(max_examples=100, **ANY_SPEED)
+@given(grids, sides, st.decimals("0.01", "50000", places=4), st.decimals("0.1", "10", places=3))
+def test_an_exit_is_on_the_grid_and_never_worse_than_its_profit(tick, side, price, profit):
+    grid = INSTRUMENT._replace(tick_size=tick)
+    a_lot = lot(side, price, profit=profit)
+    (out,) = desired(position([a_lot]), None, "RUN", grid, None, RULES)
+    exact = a_lot.entry_price * (1 + sign(side) * profit / 100)
+    assert out.price % tick == 0
+    assert 0 <= (out.price - exact) * sign(side) < tick
+
+
 def test_an_entry_that_the_price_has_reached_is_not_moved_away_from_its_fill():
     resting = position(orders=[order(price="95.45")])
     for last, price in (("95.50", "95.45"), ("95.45", "95.45"), ("95.40", "95.45")):
@@ -427,62 +474,250 @@ def test_an_entry_opposite_to_a_lot_does_not_go_on_resting():
     assert entries(wanted(at, quote("Sell"))) == []
 
 
+# Why no new entry.
+
+
+def gate(at=NO_ORDERS, q=None, mode="RUN", last="96", instrument=INSTRUMENT, rules=RULES):
+    last = last and D(last)
+    return entry_gate(at, q or quote(), mode, instrument, last, rules)
+
+
+GATES = {
+    "": {},
+    "halted": {"mode": "NO_ENTRY"},
+    "stale": {"last": None},
+    "not_tradeable": {"instrument": INSTRUMENT._replace(status="NotTradeable")},
+    "foreign": {"at": position(foreign_qty=D(-1))},
+    "foreign_order": {"at": position(no_entry="foreign_order")},
+    "entry_open": {"at": position(orders=[order(bar=4)])},
+    "guard": {"q": quote(price=91.0)},  # 91 / 96 = 0.948: over 5 % away
+    "too_small": {"q": quote(price=250.0), "last": "251"},  # 0.1 * 250 = 25 > 20
+    "opposite_lot": {"at": position([lot("Sell", "110")])},
+    "max_lots_per_symbol": {"at": position([lot(bar=1), lot(bar=2), lot(bar=3)])},
+    "dca_step": {"at": position([lot(price="95.64")])},  # 0.199 % < 0.2 %
+}
+
+
+@pytest.mark.parametrize("reason", GATES)
+def test_each_gate_has_its_word_and_lets_no_entry_through(reason):
+    case = GATES[reason]
+    assert gate(**case) == reason
+    at, mode = case.get("at", NO_ORDERS), case.get("mode", "RUN")
+    grid, last = case.get("instrument", INSTRUMENT), case.get("last", "96")
+    found = desired(at, case.get("q", quote()), mode, grid, last and D(last), RULES)
+    created = [step for step in steps(found, at, RULES) if step.action == "create"]
+    assert sum(step.order.kind == msg.ENTRY for step in created) == (reason == "")
+
+
+def test_without_an_instrument_the_gate_is_stale():
+    assert gate(instrument=None) == "stale"
+
+
+@pytest.mark.parametrize("mode", [mode for mode in msg.MODES if mode != "RUN"])
+def test_every_mode_but_run_is_halted(mode):
+    assert gate(mode=mode) == "halted"
+
+
+def test_a_difference_with_the_exchange_gates_with_its_first_word():
+    assert gate(position(no_entry="ledger 3 exchange 5")) == "ledger"
+
+
+@pytest.mark.parametrize(
+    ("side", "price", "last", "reason"),
+    [
+        ("Buy", 95.0, "100", ""),  # 5 % is allowed
+        ("Buy", 94.99, "100", "guard"),
+        ("Sell", 105.0, "100", ""),
+        ("Sell", 105.01, "100", "guard"),
+        ("Buy", 0.009, "0.01", "guard"),  # no price is below one tick
+    ],
+)
+def test_an_entry_is_within_five_percent_of_the_last_price(side, price, last, reason):
+    assert (
+        gate(q=quote(side, price=price), last=last, rules=RULES._replace(size_usdt=D(50))) == reason
+    )
+
+
+# Stop losses.
+
+
+def stop_of(a_lot, status="Untriggered", order_id="S1"):
+    """The stop loss that the exchange has made for an entry; it has no price of its own."""
+    name = msg.stop_id(a_lot.entry_id)
+    terms = (name, order_id, NAME, opposite(a_lot.side), msg.STOP, D(0), a_lot.bought, D(0))
+    return msg.Order(*terms, status, BAR_MS, D("1.275"), 0)
+
+
+@pytest.mark.parametrize(
+    ("side", "price", "pct", "stop"),
+    [
+        ("Buy", "95.45", 2.0, "93.54"),  # 95.45 * 0.98 = 93.541: down, away from the entry
+        ("Sell", "104.56", 2.0, "106.66"),  # 104.56 * 1.02 = 106.6512: up, away from it
+        ("Buy", "100", 0.5, "99.5"),
+        ("Buy", "100", 0.0, "0"),  # switched off
+    ],
+)
+def test_a_stop_loss_lies_its_share_beyond_the_entry(side, price, pct, stop):
+    assert stop_price(side, D(price), INSTRUMENT, RULES._replace(stop_loss_pct=pct)) == D(stop)
+
+
+def test_without_a_grid_there_is_no_stop_loss():
+    assert stop_price("Buy", D(100), None, RULES._replace(stop_loss_pct=2.0)) == 0
+
+
+@pytest.mark.parametrize("mode", msg.MODES)
+def test_a_stop_rests_in_every_mode_while_its_lot_holds_anything(mode):
+    open_lot = lot(sold="1.9")
+    at = position([open_lot], [exit_of(open_lot), stop_of(open_lot)])
+    found = todo(at, wanted(at, None, mode))
+    assert msg.stop_id(open_lot.entry_id) not in [name for _, name in found]
+
+
+def test_a_stop_whose_lot_is_sold_or_gone_is_cancelled_by_its_own_id():
+    sold = lot(sold="2")
+    for at in (position([sold], [stop_of(sold)]), position([], [stop_of(sold)])):
+        (step,) = steps(wanted(at), at, RULES)
+        assert (step.action, step.order.order_link_id) == ("cancel", msg.stop_id(sold.entry_id))
+        assert step.order.order_id == "S1"
+
+
+def test_a_stop_that_has_filled_is_left_alone():
+    sold = lot(sold="2")
+    at = position([sold], [stop_of(sold, "Filled")])
+    assert steps(wanted(at), at, RULES) == []
+
+
+def test_each_stop_guards_its_own_lot():
+    one, two = lot(sold="2"), lot(bar=2)
+    at = position([one, two], [stop_of(one), exit_of(two, "101.28"), stop_of(two, order_id="S2")])
+    assert todo(at, wanted(at)) == [("cancel", msg.stop_id(one.entry_id))]
+
+
+def test_what_a_stop_has_sold_the_exit_does_not_sell_again():
+    """2 bought, 0.5 sold by a stop that has ended: 1.5 are left, at the same number."""
+    (out,) = wanted(position([lot(sold="0.5", before="0.5")]))
+    assert (out.order_link_id[-2:], out.qty) == ("x0", D("1.5"))
+
+
 # The budget.
 
 
 def taken(budget, count, now_ns, action="create", entry=False):
-    """How many of `count` may leave now."""
-    return sum(budget.take(action, now_ns, entry) for _ in range(count))
+    """How many of `count` may leave now, by the bucket and by its twin."""
+    found = [budget.take(action, now_ns, entry) for _ in range(count)]
+    return found.count(action), found.count(f"{action}-batch")
 
 
-def test_eight_of_ten_leave_in_a_second_and_entries_leave_three_for_exits():
-    assert taken(Budget(10), 20, 0) == 8
+@pytest.mark.parametrize("action", ["create", "amend", "cancel"])
+def test_eight_of_ten_leave_in_a_second_by_each_bucket_and_entries_leave_three_for_exits(action):
     budget = Budget(10)
-    assert taken(budget, 20, 0, entry=True) == 5  # 10 * 0.8 * 0.7 = 5.6
-    assert taken(budget, 20, 0) == 3
-    assert taken(budget, 20, SECOND_NS - 1) == 0
-    assert taken(budget, 20, SECOND_NS) == 8
+    assert taken(budget, 30, 0, action) == (8, 8)
+    assert budget.take(action, 0) == ""
+    budget = Budget(10)
+    assert taken(budget, 30, 0, action, entry=True) == (5, 5)  # 10 * 0.8 * 0.7 = 5.6
+    assert taken(budget, 30, 0, action) == (3, 3)
+    assert taken(budget, 30, SECOND_NS - 1, action) == (0, 0)
+    assert taken(budget, 30, SECOND_NS, action) == (8, 8)
+
+
+def test_the_twin_is_used_only_when_the_first_bucket_has_no_room():
+    budget = Budget(10)
+    assert [budget.take("create", 0) for _ in range(9)] == ["create"] * 8 + ["create-batch"]
+    assert budget.take("create", SECOND_NS) == "create"
 
 
 def test_exits_that_left_count_against_entries():
     budget = Budget(10)
-    assert (taken(budget, 6, 0), taken(budget, 6, 0, entry=True), taken(budget, 6, 0)) == (6, 0, 2)
+    assert taken(budget, 6, 0) == (6, 0)
+    assert taken(budget, 9, 0, entry=True) == (0, 5)  # 6 > 5 of the first are gone
+    assert taken(budget, 9, 0) == (2, 3)
 
 
-def test_every_action_has_its_own_bucket():
+def test_every_action_has_its_own_buckets():
     budget = Budget(10)
-    taken(budget, 20, 0)
-    assert taken(budget, 20, 0, action="cancel") == 8
+    taken(budget, 30, 0)
+    assert taken(budget, 30, 0, action="cancel") == (8, 8)
 
 
-def test_a_limit_is_learned_and_silence_teaches_nothing():
+def test_what_is_no_order_has_no_twin():
+    assert taken(Budget(10), 30, 0, action="leverage") == (8, 0)
+    assert set(TWINS) == {"create", "amend", "cancel"}
+
+
+def test_a_limit_is_learned_for_one_bucket_and_silence_teaches_nothing():
     budget = Budget(10)
     budget.learn("create", 20)
     budget.learn("create", 0)
-    assert taken(budget, 40, 0, entry=True) == 11  # 20 * 0.8 * 0.7 = 11.2
-    assert taken(budget, 40, 0) == 5  # to 16
-    assert taken(budget, 40, 0, action="amend") == 8
+    assert taken(budget, 60, 0, entry=True) == (11, 5)  # 20 * 0.8 * 0.7 = 11.2
+    assert taken(budget, 60, 0) == (5, 3)  # to 16 and 8
+    budget.learn("create-batch", 5)
+    assert taken(budget, 60, SECOND_NS) == (16, 4)
+    assert taken(budget, 60, 0, action="amend") == (8, 8)
+
+
+def test_a_limit_of_one_a_second_still_lets_one_go():
+    """int(1 * 0.8) would be none for ever."""
+    assert taken(Budget(1), 5, 0, entry=True) == (1, 1)
+
+
+def test_a_bucket_that_is_shut_gives_nothing_until_its_time_and_its_twin_goes_on():
+    budget = Budget(10)
+    budget.shut("create", SECOND_NS)
+    assert taken(budget, 30, SECOND_NS - 1) == (0, 8)
+    assert taken(budget, 30, SECOND_NS) == (8, 0)
+    budget.shut("create-batch", 5 * SECOND_NS)
+    assert taken(budget, 30, 3 * SECOND_NS) == (8, 0)
+    assert taken(budget, 30, 3 * SECOND_NS, action="amend") == (8, 8)
+
+
+def test_what_leaves_later_than_it_was_taken_counts_when_it_leaves():
+    """Five were taken at 0 and leave at 0.9 s: until 1.9 s there is room for three exits."""
+    budget = Budget(10)
+    for _ in range(5):
+        assert budget.take("create", 0, entry=True) == "create"
+    for _ in range(5):
+        budget.leaves("create", 0, 9 * SECOND_NS // 10)
+    budget.shut("create-batch", 9 * SECOND_NS)
+    assert taken(budget, 9, SECOND_NS, entry=True) == (0, 0)
+    assert taken(budget, 9, SECOND_NS) == (3, 0)
+    assert taken(budget, 9, 19 * SECOND_NS // 10) == (5, 0)
 
 
 @settings(max_examples=80, **ANY_SPEED)
 @given(
     st.integers(2, 60),
-    st.lists(st.tuples(st.integers(0, 400_000_000), st.booleans(), st.integers(1, 12))),
+    st.lists(
+        st.tuples(
+            st.integers(0, 400_000_000),
+            st.booleans(),
+            st.integers(1, 12),
+            st.sampled_from(["", "", "create", "create-batch"]),
+        )
+    ),
 )
 def test_no_second_ever_holds_more_than_its_share(limit, attempts):
-    """In every rolling second: at most 80 % in all, and at most 70 % of that when entries went."""
+    """In every rolling second and bucket: at most 80 % in all, and at most 70 % of that when
+    entries went; nothing from a bucket that is shut."""
     budget, now_ns = Budget(limit), 0
-    window = deque()
-    for pause_ns, is_entry, count in attempts:
+    windows, shut_ns = {"create": deque(), "create-batch": deque()}, defaultdict(int)
+    for pause_ns, is_entry, count, shut in attempts:
         now_ns += pause_ns
-        while window and now_ns - window[0] >= SECOND_NS:
-            window.popleft()
+        if shut:
+            shut_ns[shut] = now_ns + SECOND_NS
+            budget.shut(shut, now_ns + SECOND_NS)
+        for window in windows.values():
+            while window and now_ns - window[0] >= SECOND_NS:
+                window.popleft()
         for _ in range(count):
-            if budget.take("create", now_ns, is_entry):
-                window.append(now_ns)
-                assert len(window) <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
-            elif not is_entry:  # an exit waits for nothing but the 80 %
-                assert len(window) >= int(limit * 0.8) or limit * 0.8 < 1
+            bucket = budget.take("create", now_ns, is_entry)
+            if bucket:
+                windows[bucket].append(now_ns)
+                assert now_ns >= shut_ns[bucket]
+                assert len(windows[bucket]) <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
+            elif not is_entry:  # an exit waits for nothing but the 80 % and the exchange's word
+                for name, window in windows.items():
+                    full = len(window) >= int(limit * 0.8)
+                    assert full or now_ns < shut_ns[name]
 
 
 def test_a_resting_entry_leaves_while_others_hold_the_symbol():

@@ -5,10 +5,22 @@ last price of 96, and 20 / 95.45 = 0.2095 buys 0.2. Lots of 2 bought at 100 leav
 """
 
 from decimal import Decimal
+from typing import NamedTuple
 
 import pytest
 
-from services.router.actor import ANSWER_NS, BACKOFF_NS, ECHO_NS, REPRICE_MS, RETRY_NS, Router
+from services.router.actor import (
+    ANSWER_NS,
+    BACKOFF_NS,
+    ECHO_NS,
+    NO_MONEY,
+    REPRICE_MS,
+    RETRY_NS,
+    SHUT_NS,
+    SYMBOL_NS,
+    TOO_OFTEN,
+    Router,
+)
 from shared import messages as msg
 from shared.instrument import opposite
 from shared.settings import Settings, WrongSetting
@@ -522,12 +534,25 @@ def names(count, prefix):
     return [f"{prefix}{number}USDT" for number in range(count)]
 
 
+class Sent(NamedTuple):
+    """One command that left."""
+
+    at_ns: int
+    kind: str  # H for a held symbol's exit, A for an armed one's entry
+    batch: bool
+
+
+def sent_of(messages, now_ns):
+    found = [m for m in of(msg.OrderRequest, messages) if not m.outcome]
+    return [Sent(now_ns, m.symbol[0], m.batch) for m in found]
+
+
 def flooded():
-    """(moment, H or A) of every create: 12 lots without an exit, 12 armed quotes that are nearer.
+    """Every create of 32 symbols: 20 lots without an exit, 12 armed quotes that are nearer.
 
     Every ask is granted at once, and the exchange answers nothing.
     """
-    held, armed = names(12, "H"), names(12, "A")
+    held, armed = names(20, "H"), names(12, "A")
     lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
     router = trading(*lots, symbols=[*held, *armed])
     sent = []
@@ -539,93 +564,437 @@ def flooded():
             said += router.handle(quote(zone, symbol=name, distance=distance, ts_ms=turn), now_ns)
         for ask in of(msg.Ask, said):
             said += router.handle(msg.Grant(ask.order_link_id, True), now_ns)
-        sent += [(now_ns, m.symbol[0]) for m in of(msg.OrderRequest, said) if not m.outcome]
+        sent += sent_of(said, now_ns)
     return sent
 
 
 def most_in_a_second(sent):
-    return max(sum(0 <= at - start < NS for at, _ in sent) for start, _ in sent)
+    return max(sum(0 <= row.at_ns - first.at_ns < NS for row in sent) for first in sent)
 
 
-def test_a_flood_never_sends_more_than_eight_creates_in_a_second():
+def test_a_flood_never_sends_more_than_eight_creates_in_a_second_by_each_of_two_buckets():
     sent = flooded()
-    assert most_in_a_second(sent) == 8  # 10 * 0.8
-    assert sorted(kind for _, kind in sent) == ["A"] * 12 + ["H"] * 12  # in the end, all of them
+    assert sorted(row.kind for row in sent) == ["A"] * 12 + ["H"] * 20  # in the end, all of them
+    assert most_in_a_second(sent) == 16
+    for batch in (False, True):
+        assert most_in_a_second([row for row in sent if row.batch == batch]) == 8  # 10 * 0.8
+
+
+def asked_for(router, symbols, now_ns, **quoted):
+    """The asks of so many armed quotes, heard at once."""
+    said = router.handle(mode(2), now_ns)
+    for name in symbols:
+        said += router.handle(quote(symbol=name, **quoted), now_ns)
+    return of(msg.Ask, said)
+
+
+def test_no_more_entries_are_asked_for_than_may_leave_in_this_second():
+    """10 * 0.8 * 0.7 = 5.6 by each of two buckets: the create is paid for when it is asked for."""
+    armed = names(24, "A")
+    router = trading(symbols=armed)
+    assert [len(asked_for(router, armed, T0, ts_ms=n)) for n in (1, 2)] == [10, 0]
+    assert asked_for(router, armed, T0 + NS - 1, ts_ms=3) == []
+    assert len(asked_for(router, armed, T0 + NS, ts_ms=4)) == 10
+
+
+def test_the_nearest_quotes_are_asked_for_first():
+    """Their turn comes with the next second; here each is a little nearer than the one before."""
+    armed = names(14, "A")
+    router = trading(symbols=armed)
+    for number, name in enumerate(armed):
+        router.handle(quote(symbol=name, distance=1.0 - number / 100), T0)
+    router.handle(mode(2), T0 + NS)
+    late = of(msg.Ask, router.tick(T0 + NS))
+    assert [ask.symbol for ask in late] == ["A13USDT", "A12USDT", "A11USDT", "A10USDT"]
+
+
+def test_an_entry_that_was_paid_for_by_the_twin_leaves_by_the_twin():
+    armed = names(6, "A")
+    router = trading(symbols=armed)
+    asks = asked_for(router, armed, T0)
+    sent = [router.handle(msg.Grant(ask.order_link_id, True), T0)[0] for ask in asks]
+    assert [request.batch for request in sent] == [False] * 5 + [True]
+
+
+def test_an_amend_and_a_cancel_have_twins_too():
+    """8 of 10 in each bucket; cancels of entries use what exits may use."""
+    resting = names(9, "A")
+    at = [position(1, [], [order(f"dm-{n}-1ab3f01-B", symbol=n)], n) for n in resting]
+    router = trading(*at, symbols=resting)
+    said = [m for n in resting for m in router.handle(quote("NONE", symbol=n), T0)]
+    assert [m.batch for m in of(msg.OrderRequest, said)] == [False] * 8 + [True]
 
 
 def test_grants_that_come_late_and_all_at_once_do_not_send_more_either():
-    """A keeper whose disk was slow for a second: what was asked at 5 a second comes as 10."""
-    armed, asks = names(12, "A"), []
-    router = trading(symbols=armed)
-    for now_ns in (T0, T0 + NS):
-        for name in armed:
-            asks += of(msg.Ask, router.handle(quote(symbol=name), now_ns))
-    said = [m for ask in asks for m in router.handle(msg.Grant(ask.order_link_id, True), T0 + NS)]
-    assert 5 <= len(commands(said)) <= 8
+    """A keeper whose disk was slow for a second: what was asked then leaves now, and counts now."""
+    armed, held = names(24, "A"), names(24, "H")
+    router = trading(symbols=[*armed, *held])
+    asks, late = asked_for(router, armed, T0), T0 + NS - 1
+    said = [m for ask in asks for m in router.handle(msg.Grant(ask.order_link_id, True), late)]
+    for now_ns in (late, T0 + NS, late + NS - 1):
+        for ask in asked_for(router, armed, now_ns, bar=6):
+            said += router.handle(msg.Grant(ask.order_link_id, True), now_ns)
+        for name in held:
+            said += router.handle(position(3, [lot(symbol=name)], symbol=name), now_ns)
+    sent = sent_of(said, late)
+    for batch in (False, True):
+        kinds = [row.kind for row in sent if row.batch == batch]
+        assert (kinds.count("A"), kinds.count("H")) == (5, 3)
 
 
-HALF = T0 + NS // 2
+@pytest.mark.parametrize("code", TOO_OFTEN)
+def test_a_bucket_that_the_exchange_calls_empty_is_left_alone_for_a_second(code):
+    """Its twin goes on: it has a budget of its own."""
+    held = names(4, "H")
+    router = trading(*(position(1, [lot(symbol=n)], symbol=n) for n in held[:1]), symbols=held)
+    first = only(router.tick(T0))
+    assert not first.batch
+    router.handle(first._replace(outcome="refused", ret_code=code), T0)
+    for number, (at_ns, batch) in enumerate(((SHUT_NS - 1, True), (SHUT_NS, False)), 1):
+        said = router.handle(
+            position(2, [lot(symbol=held[number])], symbol=held[number]), T0 + at_ns
+        )
+        assert [m.batch for m in of(msg.OrderRequest, said) if m.symbol == held[number]] == [batch]
 
 
-def waiting_behind(exits):
-    """A router whose entry was granted at HALF and waits for so many exits, 8 in a second."""
-    held = names(exits, "H")
-    lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
-    router = trading(*lots, symbols=[NAME, *held])
-    shown(router, router.tick(T0))
-    asked(router, quote(), HALF)
-    assert router.handle(msg.Grant(ENTRY_ID, True), HALF) == []
-    return router
+def test_a_twin_that_is_shut_leaves_the_first_bucket_open():
+    held = names(10, "H")
+    router = trading(*(position(1, [lot(symbol=n)], symbol=n) for n in held[:9]), symbols=held)
+    ninth = of(msg.OrderRequest, router.tick(T0))[8]
+    assert ninth.batch
+    router.handle(ninth._replace(outcome="refused", ret_code=10006), T0 + NS - 1)
+    later = T0 + NS
+    said = router.handle(position(2, [lot(symbol=held[9])], symbol=held[9]), later)
+    assert [m.batch for m in of(msg.OrderRequest, said)] == [False]
 
 
-def shown(router, said):
-    """The keeper shows every exit that was created."""
-    for request in of(msg.OrderRequest, said):
-        if request.reduce_only and not request.outcome:
-            rests = order(request.order_link_id, "Sell", "101.28", "2", symbol=request.symbol)
-            now = position(1, [lot(symbol=request.symbol)], [rests], request.symbol)
-            router.handle(now, request.decided_ns)
+# From the grant to the create.
 
 
-def sent_after_waiting(exits, seconds=3, name="RUN", ledger="ledger", zone="ARM", grants=0):
-    """When the entry was created, if things are so from HALF on."""
-    router, sent = waiting_behind(exits), []
-    for _ in range(grants):
-        router.handle(msg.Grant(ENTRY_ID, True), HALF)
-    for turn in range(seconds * NS // RETRY_NS):
-        now_ns = HALF + turn * RETRY_NS
-        said = router.handle(mode(2, *names(exits, "H"), name=name, ledger=ledger), now_ns)
-        said += router.handle(quote(zone, ts_ms=2 + turn), now_ns)
-        said += router.tick(now_ns) if now_ns % NS == 0 else []
-        shown(router, said)
-        sent += [now_ns for c in commands(said) if c[:2] == ("create", ENTRY_ID)]
-    return sent
-
-
-def test_a_grant_that_waits_is_sent_when_there_is_room():
-    assert sent_after_waiting(8) == [T0 + NS]
+def test_a_grant_is_sent_at_once_up_to_a_second_after_the_ask():
+    """Later, the keeper may have looked for the order, found nothing and freed its slot."""
+    for late_ns, outcome in ((0, ""), (msg.SEND_NS, ""), (msg.SEND_NS + 1, "refused")):
+        router = trading()
+        asked(router, quote(ts_ms=1))
+        router.handle(quote(ts_ms=2), T0 + late_ns)
+        request = only(router.handle(msg.Grant(ENTRY_ID, True), T0 + late_ns))
+        assert (request.order_link_id, request.outcome) == (ENTRY_ID, outcome)
 
 
 def test_a_grant_that_is_said_twice_is_sent_once():
-    assert sent_after_waiting(8, grants=1) == [T0 + NS]
+    router = trading()
+    created(router)
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []
 
 
-def test_a_grant_that_waited_too_long_is_not_sent():
-    """60 / 8 = 7.5 seconds: the keeper has looked for the order meanwhile and freed its slot."""
-    assert [at for at in sent_after_waiting(60, seconds=12) if at > HALF + ANSWER_NS] == []
+UNWANTED = {
+    "mode NO_ENTRY": mode(2, name="NO_ENTRY"),
+    "mode REDUCE_ONLY": mode(2, name="REDUCE_ONLY"),
+    "mode CANCEL_ALL": mode(2, name="CANCEL_ALL"),
+    "mode FLATTEN": mode(2, name="FLATTEN"),
+    "the quote is none": quote("NONE", ts_ms=2),
+    "the other side is quoted": quote(side="Sell", price=96.5, ts_ms=2),
+}
 
 
-@pytest.mark.parametrize("name", ["NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN"])
-def test_a_grant_that_waits_is_not_sent_in_a_mode_without_new_entries(name):
-    assert sent_after_waiting(8, name=name) == []
+@pytest.mark.parametrize("change", UNWANTED.values(), ids=UNWANTED.keys())
+def test_a_grant_whose_entry_is_no_longer_wanted_is_not_sent_and_said_to_be_refused(change):
+    """The keeper then frees the slot; the exchange never hears of it."""
+    router = trading()
+    ask = asked(router, quote())
+    router.handle(change, T0)
+    request = only(router.handle(msg.Grant(ENTRY_ID, True), T0))
+    assert (request.order_link_id, request.action, request.outcome) == (
+        ENTRY_ID,
+        "create",
+        "refused",
+    )
+    assert request.reason == "no longer wanted: not sent"
+    assert (request.reduce_only, request.ret_code) == (False, 0)
+    assert request.decided_ns >= ask.decided_ns
+    assert commands(router.tick(T0)) == []
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []  # said once
 
 
-def test_a_grant_that_waits_is_not_sent_when_its_quote_is_gone():
-    assert sent_after_waiting(8, zone="NONE") == []
+def test_a_grant_whose_quote_ran_out_is_not_sent():
+    """A quote of 1 s that was heard half a second before the ask, which waited for leverage."""
+    for late_ns, outcome in ((0, ""), (1, "refused")):
+        router = trading(leverage=False, QUOTE_TTL_MS=1_000)
+        router.handle(quote(), T0)
+        router.handle(msg.Fetched(msg.Fetch("leverage", NAME), ()), T0)
+        assert of(msg.Ask, router.handle(kline(96.0, ts_ms=2_000), T0 + NS // 2))
+        request = only(router.handle(msg.Grant(ENTRY_ID, True), T0 + NS + late_ns))
+        assert request.outcome == outcome
+
+
+def test_a_grant_in_hold_is_sent():
+    """The price has moved away from the zone of creation, not out of the zone of resting."""
+    router = trading()
+    asked(router, quote())
+    router.handle(quote("HOLD", ts_ms=2), T0)
+    assert only(router.handle(msg.Grant(ENTRY_ID, True), T0)).outcome == ""
 
 
 def test_a_grant_of_another_ledger_is_not_sent():
-    assert sent_after_waiting(8, ledger="another") == []
+    router = trading()
+    asked(router, quote())
+    router.handle(mode(2, ledger="another"), T0)
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []
+
+
+def test_a_grant_after_the_deadline_of_its_ask_is_not_sent():
+    router = trading()
+    asked(router, quote())
+    router.tick(T0 + ANSWER_NS)
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0 + ANSWER_NS) == []
+
+
+# After a refusal.
+
+OTHER = "YUSDT"
+
+
+def refused(code, now_ns=T0, outcome="refused", action="create", reason="because"):
+    """A router whose entry of XUSDT was answered like this."""
+    router = trading(symbols=(NAME, OTHER))
+    request = created(router, now_ns)._replace(action=action)
+    router.handle(request._replace(outcome=outcome, ret_code=code, reason=reason), now_ns)
+    return router
+
+
+def asks_later(router, pause_ns, symbol=NAME, bar=6):
+    """What is asked for when the quote of a later bar is heard."""
+    now_ns = T0 + pause_ns
+    router.handle(mode(3), now_ns)
+    said = router.handle(quote(bar=bar, ts_ms=bar, symbol=symbol), now_ns)
+    return [ask.symbol for ask in of(msg.Ask, said)]
+
+
+def test_after_a_refused_entry_its_symbol_pauses_for_a_minute_and_no_other():
+    router = refused(110003)
+    assert asks_later(router, SYMBOL_NS - 1) == []
+    assert asks_later(router, SYMBOL_NS - 1, OTHER) == [OTHER]
+    assert asks_later(router, SYMBOL_NS, bar=7) == [NAME]
+    assert SYMBOL_NS == 60 * NS
+
+
+@pytest.mark.parametrize("code", NO_MONEY)
+def test_without_money_every_symbol_pauses_for_a_minute(code):
+    router = refused(code)
+    for symbol in (NAME, OTHER):
+        assert asks_later(router, SYMBOL_NS - 1, symbol) == []
+    for symbol in (NAME, OTHER):
+        assert asks_later(router, SYMBOL_NS, symbol, bar=7) == [symbol]
+
+
+NO_PAUSE = {
+    "a bucket that is empty": (10006, "refused", "create"),
+    "a bucket that is empty, elsewhere": (10429, "refused", "create"),
+    "not sent at all": (0, "refused", "create"),
+    "unknown": (10016, "unknown", "create"),
+    "accepted": (0, "accepted", "create"),
+    "an amend": (110003, "refused", "amend"),
+    "a cancel": (110001, "refused", "cancel"),
+}
+
+
+@pytest.mark.parametrize("case", NO_PAUSE.values(), ids=NO_PAUSE.keys())
+def test_nothing_else_pauses_a_symbol(case):
+    code, outcome, action = case
+    router = refused(code, outcome=outcome, action=action)
+    assert asks_later(router, 2 * SHUT_NS) == [NAME]
+
+
+def test_a_refused_exit_pauses_no_entry():
+    """Not even for want of money: it pauses itself."""
+    router = trading(position(1, [lot(symbol=OTHER)], symbol=OTHER), symbols=(NAME, OTHER))
+    request = only(router.tick(T0))
+    router.handle(request._replace(outcome="refused", ret_code=NO_MONEY[0]), T0)
+    router.handle(mode(3, OTHER), T0 + 1)
+    assert of(msg.Ask, router.handle(quote(), T0 + 1))
+
+
+def test_exits_go_on_while_entries_pause():
+    router = refused(NO_MONEY[0])
+    said = router.handle(position(3, [lot(symbol=OTHER)], symbol=OTHER), T0 + 1)
+    assert [action for action, *_ in commands(said)] == ["create"]
+
+
+def test_a_refusal_after_the_deadline_counts_too():
+    router = trading()
+    request = created(router)
+    router.tick(T0 + ANSWER_NS)
+    router.handle(request._replace(outcome="refused", ret_code=110003), T0 + ANSWER_NS)
+    assert asks_later(router, ANSWER_NS + NS) == []
+
+
+# Stop losses.
+
+
+def test_the_stop_loss_travels_with_the_entry():
+    """2 %: 95.45 * 0.98 = 93.541, down; 104.56 * 1.02 = 106.6512, up."""
+    router = trading(STOP_LOSS_PCT=2.0)
+    request = created(router)
+    assert (request.price, request.stop_loss) == (D("95.45"), D("93.54"))
+    router = trading(STOP_LOSS_PCT=2.0, last=104.0)
+    ask = asked(router, quote(side="Sell", price=104.55225))
+    request = only(router.handle(msg.Grant(ask.order_link_id, True), T0))
+    assert (request.price, request.stop_loss) == (D("104.56"), D("106.66"))
+
+
+def test_the_stop_loss_moves_with_the_price_of_its_entry():
+    """94 * 0.98 = 92.12."""
+    router = trading(position(1, orders=[order()]), STOP_LOSS_PCT=2.0)
+    request = only(router.handle(quote(price=94.0), T0))
+    assert (request.action, request.stop_loss) == ("amend", D("92.12"))
+
+
+def test_without_the_setting_there_is_no_stop_loss():
+    assert created(trading()).stop_loss == 0
+
+
+def test_exits_and_cancels_carry_no_stop_loss():
+    router = trading(position(1, [lot()], [order()]), name="REDUCE_ONLY", STOP_LOSS_PCT=2.0)
+    requests = of(msg.OrderRequest, router.tick(T0))
+    assert {(r.action, r.stop_loss) for r in requests} == {("create", D(0)), ("cancel", D(0))}
+
+
+def stop_of(a_lot, status="Untriggered"):
+    name = msg.stop_id(a_lot.entry_id)
+    terms = (name, "S7", NAME, opposite(a_lot.side), msg.STOP, D(0), a_lot.bought, D(0), status)
+    return msg.Order(*terms, BAR_MS, D("1.275"), 0)
+
+
+def test_a_stop_is_cancelled_by_its_own_id_once_its_lot_is_sold():
+    open_lot = lot()
+    router = trading(position(1, [open_lot], [exit_order(), stop_of(open_lot)]))
+    assert router.tick(T0) == []  # it guards the lot
+    sold = open_lot._replace(sold=D(2), proceeds=D(202))
+    said = router.handle(position(2, [sold], [stop_of(sold)]), T0)
+    request = only(said)
+    assert (request.action, request.order_link_id) == ("cancel", "dm-XUSDT-1ab3f01-Bs")
+    assert (request.order_id, request.symbol) == ("S7", NAME)
+    assert router.tick(T0) == []  # one command in flight
+    answered(router, request)
+    assert router.handle(position(3), T0) == router.tick(T0 + NS) == []
+
+
+def test_an_order_of_ours_goes_by_its_own_id():
+    router = trading(position(1, [lot()]))
+    assert only(router.tick(T0)).order_id == ""
+
+
+# Dust.
+
+
+def test_an_exit_below_the_smallest_order_is_not_sent_and_said_once_a_minute():
+    """The keeper merges it into another lot; 0.05 < 0.1."""
+    router = trading(position(1, [lot("0.05")]))
+    (news,) = router.tick(T0)
+    assert (news.order_link_id, news.action, news.reduce_only) == (EXIT_ID, "create", True)
+    assert (news.outcome, news.reason) == ("refused", msg.DUST)
+    assert router.tick(T0 + BACKOFF_NS[-1] - 1) == []
+    assert [m.reason for m in router.tick(T0 + BACKOFF_NS[-1])] == [msg.DUST]
+
+
+def test_an_exit_of_the_smallest_order_is_sent():
+    router = trading(position(1, [lot("0.1")]))
+    assert commands(router.tick(T0)) == [("create", EXIT_ID, D("101.28"), D("0.1"))]
+
+
+def test_dust_costs_no_budget():
+    held = names(20, "H")
+    dusty = [position(1, [lot("0.05", symbol=n)], symbol=n) for n in held[:12]]
+    whole = [position(1, [lot(symbol=n)], symbol=n) for n in held[12:]]
+    router = trading(*dusty, *whole, symbols=held)
+    assert len(commands(router.tick(T0))) == 8
+
+
+# Touches: what came of every band that was touched.
+
+
+def touches(router, now_ns=T0, bar=6):
+    """(id, outcome) of what is said once the next bar has begun."""
+    said = router.handle(quote("NONE", bar=bar, ts_ms=100 + bar), now_ns)
+    return [(touch.entry_id, touch.outcome) for touch in of(msg.Touch, said)]
+
+
+def untrusted(router):
+    router.handle(msg.Fetched(msg.Fetch("account"), (), "timeout", -1), T0)
+
+
+def unwilling(router):
+    router.handle(mode(2, name="NO_ENTRY"), T0)
+
+
+OUTCOMES = {
+    "one-way mode is not known": (untrusted, quote(), "leverage"),
+    "the mode": (unwilling, quote(), "halted"),
+    "the price is far from the quote": (None, quote(price=90.0), "guard"),
+    "the worker's own gate": (None, quote("NONE")._replace(gate="volatility"), "volatility"),
+}
+
+
+@pytest.mark.parametrize("case", OUTCOMES.values(), ids=OUTCOMES.keys())
+def test_a_touch_without_an_order_says_why(case):
+    first, touched, outcome = case
+    router = trading()
+    if first:
+        first(router)
+    router.handle(touched, T0)
+    assert touches(router) == [(ENTRY_ID, outcome)]
+    assert touches(router, bar=7) == []  # said once
+
+
+def test_a_touch_whose_leverage_is_not_set_says_so():
+    router = trading(leverage=False)
+    router.handle(quote(), T0)
+    assert touches(router) == [(ENTRY_ID, "leverage")]
+
+
+def test_a_touch_in_a_symbol_that_pauses_says_refused():
+    router = refused(110003)
+    asks_later(router, NS)
+    assert touches(router, T0 + NS, bar=7) == [("dm-XUSDT-1ab3f06-B", "refused")]
+
+
+def test_a_touch_that_the_keeper_refused_has_its_reason():
+    router = trading()
+    asked(router, quote())
+    router.handle(msg.Grant(ENTRY_ID, False, "max_slots"), T0)
+    router.handle(quote(ts_ms=2), T0)
+    assert touches(router) == [(ENTRY_ID, "max_slots")]
+
+
+def test_a_touch_that_the_budget_held_back_to_the_end_says_budget():
+    armed = names(11, "A")
+    router = trading(symbols=armed)
+    asked_for(router, armed, T0)
+    said = [m for n in armed for m in router.handle(quote("NONE", symbol=n, bar=6, ts_ms=9), T0)]
+    found = [touch.outcome for touch in of(msg.Touch, said)]
+    assert (len(found), found.count("budget")) == (11, 1)
+
+
+def test_a_touch_that_led_to_an_order_says_so_whatever_comes_after():
+    router = trading()
+    answered(router, created(router), outcome="refused")
+    router.handle(mode(2, name="NO_ENTRY"), T0)
+    router.handle(quote(ts_ms=2), T0)
+    assert touches(router) == [(ENTRY_ID, "order")]
+
+
+def test_a_touch_before_the_ledger_is_known_is_told_too():
+    router = begun()
+    router.handle(quote(), T0)
+    assert touches(router) == [(ENTRY_ID, "stale")]
+
+
+def test_touches_of_symbols_that_fell_silent_are_told_by_the_clock():
+    router = trading()
+    asked(router, quote())
+    assert of(msg.Touch, router.tick(T0 + 120 * NS)) == []
+    (touch,) = of(msg.Touch, router.tick(T0 + 120 * NS + 1))
+    assert touch.entry_id == ENTRY_ID
 
 
 def test_exits_are_amended_before_entries():
@@ -648,18 +1017,18 @@ def test_exits_are_amended_before_entries():
 
 
 def test_exits_that_were_held_back_go_before_entries():
-    """8 exits in the first second and 4 in the next, however near the entries are."""
-    assert [kind for _, kind in flooded()] == ["H"] * 12 + ["A"] * 12
+    """16 exits in the first second and 4 in the next, however near the entries are."""
+    assert [row.kind for row in flooded()] == ["H"] * 20 + ["A"] * 12
 
 
-def test_a_limit_that_the_exchange_names_is_used():
-    """20 * 0.8 = 16 creates in a second."""
-    held = names(20, "H")
+def test_a_limit_that_the_exchange_names_is_used_for_the_bucket_it_names():
+    """20 * 0.8 = 16 creates in a second, and 8 by the twin as before."""
+    held = names(30, "H")
     router = trading(*(position(1, [lot(symbol=name)], symbol=name) for name in held), symbols=held)
     first, *rest = of(msg.OrderRequest, router.tick(T0))
-    assert len(rest) == 7
+    assert [request.batch for request in rest] == [False] * 7 + [True] * 8
     router.handle(first._replace(outcome="accepted", rate_limit=20), T0)
-    assert len(commands(router.tick(T0))) == 8
+    assert [row.batch for row in sent_of(router.tick(T0), T0)] == [False] * 8
 
 
 def test_the_side_of_an_exit_is_opposite_to_its_lot():

@@ -2,12 +2,14 @@
 
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.paper.journal import Journal
 from services.paper.market import Listing
 from services.paper.matching import Matching
 from services.paper.params import Refused
@@ -495,6 +497,22 @@ def test_a_bracket_that_cannot_be_is_refused(desk: Desk, side: str, terms: dict[
     assert desk.refused("create", **request)[0] == 10001
 
 
+@pytest.mark.parametrize(
+    ("side", "price", "profit", "loss"), [("Buy", 95, 98, 92), ("Sell", 105, 102, 108)]
+)
+def test_the_bracket_of_a_limit_order_lies_around_its_own_price(
+    desk: Desk, side: str, price: int, profit: int, loss: int
+) -> None:
+    """A dip is bought at 95, and sold at 98, although the price is 100."""
+    request = {"side": side, "orderType": "Limit", "qty": 5, "price": price}
+    assert desk.refused("create", **request, takeProfit=loss)[0] == 10001
+    assert desk.refused("create", **request, stopLoss=profit)[0] == 10001
+    desk.ask("create", **request, takeProfit=profit, stopLoss=loss)
+    desk.trade(price, 5)
+    assert desk.size == (5 if side == "Buy" else -5)
+    assert desk.trade(profit)[0][1:] == (str(profit), "5")
+
+
 def test_a_reduce_only_order_has_no_take_profit(desk: Desk) -> None:
     desk.create("Buy", 5)
     request = {"side": "Sell", "orderType": "Market", "qty": 1, "reduceOnly": True}
@@ -599,6 +617,19 @@ def test_partial_stops_of_a_position_are_for_the_size_they_name(desk: Desk) -> N
     assert desk.size == -2
 
 
+def test_partial_stops_of_the_same_millisecond_are_not_one_bracket(desk: Desk) -> None:
+    desk.create("Buy", 9)
+    for profit, loss, size in ((110, 90, 2), (112, 88, 3)):
+        terms = {"takeProfit": profit, "tpSize": size, "stopLoss": loss, "slSize": size}
+        desk.ask("trading_stop", **terms, **PARTIAL)
+        desk.now_ms -= 1
+    assert desk.trade(110) == [("Sell", "110", "2")]
+    assert desk.brackets() == [
+        ("PartialTakeProfit", "Sell", "112", "3"),
+        ("PartialStopLoss", "Sell", "88", "3"),
+    ]
+
+
 def test_twenty_partial_stops_of_a_symbol_and_the_next_is_refused(desk: Desk) -> None:
     desk.create("Buy", 50)
     for _ in range(10):
@@ -678,6 +709,59 @@ def test_a_take_profit_that_waits_can_be_moved_and_cancelled_by_its_own_id(desk:
     desk.ask("cancel", orderId=sl)
     assert desk.set == ("108", "")
     assert desk.trade(108) == [("Sell", "108", "5")]
+
+
+# A restart.
+
+
+def restarted(desk: Desk, folder: Path, compact: bool) -> Desk:
+    """A new engine that reads what the old one has written."""
+    fresh, file = Desk(), folder / "paper.jsonl"
+    journal = Journal(file, {})
+    if compact:
+        journal.open(desk.engine, 0, 0)
+    else:
+        journal.open(Desk().engine, 0, 0)
+        journal.write(desk.engine.take_pushes(), desk.engine, desk.now_ms)
+    fresh.engine.start(SYMBOL, desk.engine.last[SYMBOL])
+    Journal(file, {}).restore(fresh.engine)
+    fresh.now_ms = desk.now_ms
+    return fresh
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("link", ["mine", ""], ids=["named", "nameless"])
+def test_a_bracket_is_one_and_grows_after_a_restart_too(
+    desk: Desk, tmp_path: Path, link: str, compact: bool
+) -> None:
+    desk.create("Buy", 3)
+    desk.create("Buy", 5, 99, link, takeProfit=110, stopLoss=90, **PARTIAL)
+    desk.trade(99, 2)
+    again = restarted(desk, tmp_path, compact)
+    assert again.brackets() == desk.brackets()
+    for one in (desk, again):
+        one.trade(99, 3)
+        assert one.brackets() == [
+            ("PartialTakeProfit", "Sell", "110", "5"),
+            ("PartialStopLoss", "Sell", "90", "5"),
+        ]
+        assert one.trade(110) == [("Sell", "110", "5")]
+        assert (one.brackets(), one.size) == ([], 3)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_conditional_and_full_stops_fire_after_a_restart_too(
+    desk: Desk, tmp_path: Path, compact: bool
+) -> None:
+    desk.create("Buy", 5, takeProfit=110, stopLoss=90)
+    desk.ask("trading_stop", takeProfit=108, tpSize=2, stopLoss=92, slSize=2, **PARTIAL)
+    desk.stop("Buy", 105)
+    again = restarted(desk, tmp_path, compact)
+    assert again.waiting() == desk.waiting()
+    assert again.trade(105) == [("Buy", "105", "5")]
+    assert again.trade(108) == [("Sell", "108", "2")]
+    assert again.brackets() == [("TakeProfit", "Sell", "110", "8"), ("StopLoss", "Sell", "90", "8")]
+    assert again.trade(90) == [("Sell", "90", "8")]
 
 
 # What holds for every sequence.

@@ -170,7 +170,7 @@ def test_a_killed_process_loses_what_it_was_writing_and_nothing_that_was_written
         assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_every_commit_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> None:
+def test_a_new_file_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> None:
     """WAL with NORMAL may lose the last commits in a power cut; FULL (2) does not."""
     connect, opened = sqlite3.connect, []
     monkeypatch.setattr(
@@ -182,24 +182,142 @@ def test_every_commit_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> Non
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_refusal_is_recorded_once_for_each_id_and_reason(path: Path) -> None:
+ID = "dm-AAAUSDT-64-B"
+
+
+def touch(outcome: str, name: str = ID) -> msg.Touch:
+    return msg.Touch(name, "AAAUSDT", "Buy", BAR, outcome)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ([("budget", False)], "budget"),
+        ([("budget", False), ("halted", False)], "budget"),  # each touch is told once
+        ([("budget", False), ("max_slots", True)], "max_slots"),
+        ([("order", True), ("order", False)], "order"),
+        ([("order", True), ("filled", True), ("order", False)], "filled"),
+        ([("max_slots", True), ("budget", False)], "max_slots"),
+    ],
+)
+def test_a_touch_is_one_row_and_the_word_of_the_ledger_is_final(
+    path: Path, words: list[tuple[str, bool]], kept: str
+) -> None:
     with open_store(path) as store, closing(sqlite3.connect(path)) as other:
-        for reason in ("max_slots", "max_slots", "foreign"):
-            store.outcome("dm-AAAUSDT-64-B", reason, "AAAUSDT", "Buy", BAR)
-        found = other.execute("SELECT reason FROM outcomes ORDER BY reason").fetchall()
-        assert found == [("foreign",), ("max_slots",)]
+        for outcome, final in words:
+            store.outcome(touch(outcome), final)
+        found = other.execute("SELECT * FROM outcomes").fetchall()
+        assert found == [(ID, "AAAUSDT", "Buy", BAR, kept)]
 
 
-def test_the_last_wish_and_the_birth_survive(path: Path) -> None:
+def test_every_touch_has_its_own_row(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        for name in (ID, "dm-AAAUSDT-64-S", "dm-AAAUSDT-65-B"):
+            store.outcome(touch("budget", name), final=False)
+        assert other.execute("SELECT COUNT(*) FROM outcomes").fetchone() == (3,)
+
+
+def test_a_refusal_of_the_exchange_is_one_row_for_each_command(path: Path) -> None:
+    terms = ("create", "AAAUSDT", "Buy", Decimal(1), Decimal(1), "PostOnly", False, 0, 0)
+    refused = msg.OrderRequest(ID, 7, *terms, "refused", 110007, "ab not enough")
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        store.refusal(refused, 41)
+        store.refusal(refused._replace(ret_code=110003, reason="price"), 42)  # the same command
+        store.refusal(refused._replace(command=8), 43)
+        found = other.execute("SELECT * FROM refusals ORDER BY command").fetchall()
+    assert found == [
+        (ID, 7, "AAAUSDT", 110003, "price", 42),
+        (ID, 8, "AAAUSDT", 110007, "ab not enough", 43),
+    ]
+
+
+def test_the_last_wish_survives(path: Path) -> None:
     with open_store(path) as store:
-        assert (store.operator(), store.born_ms()) == ((msg.RUN, ""), -1)
+        assert store.operator() == (msg.RUN, "")
         for mode in (msg.FLATTEN, msg.REDUCE_ONLY):
             said = msg.Mode(("new", 3), msg.FLATTEN, "another trigger", ())
             store.mode(said, (mode, f"why {mode}"), who="ops", wall_ms=1)
-        store.born(BAR)
     with open_store(path) as store:
         assert store.operator() == (msg.REDUCE_ONLY, "why REDUCE_ONLY")
-        assert store.born_ms() == BAR
+
+
+def test_what_is_noted_survives(path: Path) -> None:
+    first = {"since_ms": "0", "born_ms": "-1", "losses": ""}
+    with open_store(path) as store:
+        assert {name: store.noted(name) for name in first} == first
+        for name, value in (
+            ("since_ms", 5),
+            ("born_ms", BAR),
+            ("losses", "1 2 3"),
+            ("since_ms", 7),
+        ):
+            store.note(name, value)
+    with open_store(path) as store:
+        found = {name: store.noted(name) for name in first}
+    assert found == {"since_ms": "7", "born_ms": str(BAR), "losses": "1 2 3"}
+
+
+def test_a_note_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> None:
+    """A fact may be lost in a power cut, for it is asked for again; from when on must not be."""
+    connect, opened = sqlite3.connect, []
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *a, **k: opened.append(connect(*a, **k)) or opened[-1]
+    )
+    with open_store(path) as store:
+        (db,) = opened
+        for durable, level in ((False, 1), (True, 2)):
+            store.write(change(), row=1, durable=durable)
+            assert db.execute("PRAGMA synchronous").fetchone() == (level,)
+        store.write(change(), row=1)
+        store.note("since_ms", 5)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+        store.write(change(), row=1)
+        store.mode(msg.Mode(("new", 3), msg.RUN, "", ()), (msg.RUN, ""), who="", wall_ms=1)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_when_each_symbol_last_closed_a_lot(path: Path) -> None:
+    lots = (
+        lot("dm-AAAUSDT-64-B", closed_ms=BAR + 5),
+        lot("dm-AAAUSDT-65-B", closed_ms=BAR + 3),
+        lot("dm-AAAUSDT-66-B"),  # open
+        lot("dm-BBBUSDT-64-B", closed_ms=BAR + 9)._replace(symbol="BBBUSDT"),
+        lot("dm-CCCUSDT-64-B")._replace(symbol="CCCUSDT"),
+    )
+    with open_store(path) as store:
+        assert store.closed_ms() == {}
+        store.write(Change("AAAUSDT", (), lots), row=1)
+        found = {symbol: at_ms for symbol, at_ms in store.closed_ms().items() if at_ms}
+        assert found == {"AAAUSDT": BAR + 5, "BBBUSDT": BAR + 9}
+
+
+def test_stops_of_open_lots_come_back_whether_they_have_ended_or_not(path: Path) -> None:
+    """`orders` are the open ones; a stop that has ended must not begin anew."""
+    rows = [
+        (order("dm-AAAUSDT-64-Bs", kind=msg.STOP, side="Sell"), True),
+        (order("dm-AAAUSDT-65-Bs", kind=msg.STOP, side="Sell"), False),
+        (order("dm-AAAUSDT-66-Bs", kind=msg.STOP, side="Sell"), False),
+        (order("dm-AAAUSDT-64-B"), False),
+        (order("dm-AAAUSDT-64-Bx0", kind=msg.EXIT, side="Sell"), True),
+        (order("dm-AAAUSDT-64-Ss", kind=msg.STOP), False),
+    ]
+    lots = [lot(), lot("dm-AAAUSDT-65-B"), lot("dm-AAAUSDT-66-B", closed_ms=5)]
+    lots.append(lot("dm-AAAUSDT-64-S")._replace(side="Sell"))
+    with open_store(path) as store:
+        store.write(Change("AAAUSDT", tuple(rows), tuple(lots)), row=1)
+    with open_store(path) as store:
+        names = sorted(row.order_link_id for row in store.stops())
+        assert names == ["dm-AAAUSDT-64-Bs", "dm-AAAUSDT-64-Ss", "dm-AAAUSDT-65-Bs"]
+        assert store.used_ms() == {("AAAUSDT", "Buy"): BAR}  # a stop uses up no bar
+
+
+def test_an_order_is_known_for_ever(path: Path) -> None:
+    with open_store(path) as store:
+        assert not store.knows(ID)
+        store.write(Change("AAAUSDT", ((order(), False),)), row=1)
+    with open_store(path) as store:
+        assert store.knows(ID)
+        assert not store.knows("dm-AAAUSDT-65-B")
 
 
 def test_a_foreign_quantity_is_one_row_which_the_last_one_replaces(path: Path) -> None:

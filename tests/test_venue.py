@@ -898,6 +898,7 @@ def rebuilt(frames: list[Any]) -> tuple[dict[str, str], dict[str, str], list[int
             asks.clear()
         for side, levels in ((bids, frame["data"]["b"]), (asks, frame["data"]["a"])):
             for price, size in levels:
+                assert side.get(price) != size  # only what has changed
                 if size == "0":
                     side.pop(price)  # KeyError: it deletes what was never said
                 else:
@@ -1432,6 +1433,7 @@ def test_history_and_executions_are_found_by_what_is_asked(desk: Desk) -> None:
     assert links(fills, symbol=OTHER) == ["c"]
     assert links(fills, orderLinkId="b") == ["b"]
     assert links(fills, orderId=bought) == ["b"]
+    assert links(fills, orderId=bought, orderLinkId="c") == ["b"]
     assert links(fills, execType="Funding") == []
     assert links(fills, startTime=START + 15_000) == ["c"]
     assert links(fills, endTime=START + 15_000) == ["b"]

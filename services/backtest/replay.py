@@ -26,8 +26,6 @@ from shared.settings import Settings
 
 TICK_MS = 1_000
 NS = 1_000_000
-NO_HEALTH: tuple[Any, ...] = (0, 0, True, "", "", 0, {}, {}, 0, 0, "")
-"""That an actor speaks is all that counts."""
 
 
 class Replay:
@@ -72,6 +70,7 @@ class Replay:
         for point in self.ticker.run(until_ms):
             if point is not None:
                 self._advance(point.ts_ms)
+            self._now_ms = max(self._now_ms, self.ticker.minute_ms)
             self.venue.step(point, self.now())
             self.settle()  # what the account knows comes before what the market shows
             if not self._frames:
@@ -115,9 +114,10 @@ class Replay:
         while self._next_tick_ms <= to_ms:
             self._now_ms = self._next_tick_ms
             self.venue.keep_up(self.now())
+            self.venue.topics.catch_up(self._now_ms)
             for actor in self._actors:
                 self._send(actor, actor.tick(self._now_ns))
-                self._publish(actor.says, msg.Health(actor.service, *NO_HEALTH))
+                self._publish(actor.says, _health(actor))
                 self.settle()
             self._next_tick_ms += TICK_MS
         self._now_ms = max(self._now_ms, to_ms)
@@ -160,6 +160,11 @@ class Replay:
                 self._wire.append((sender, said))
             else:
                 self._publish(owner.says, said)
+
+
+def _health(actor: Actor) -> msg.Health:
+    head = (actor.service, 0, 0, actor.ready, actor.note, actor.shard, 0)
+    return msg.Health(*head, dict(actor.counters), dict(actor.ages_ms), 0, 0, "")
 
 
 def _asked(sender: Actor, message: Any) -> str:

@@ -51,6 +51,7 @@ class Link:
     def __init__(self, name: str, door: "Door", topics: Iterable[str], answers: int) -> None:
         self.name, self.kind = name, name.partition("-")[0]
         self._door, self._topics, self._answers = door, list(topics), answers
+        self._without: list[str] = []
         self._session: Session | None = None
         self._look_s = 0.0
         self._retry_s = self._failures = self._confirmed = 0.0
@@ -77,9 +78,10 @@ class Link:
             messages += self._heard(outbox.pop(0)[1], now)
         if not self.up and self._confirmed >= self._answers:
             self.up, self._failures = True, 0
-            messages.append(msg.Link(self.name, True))
+            missing = f"without {', '.join(self._without)}" if self._without else ""
+            messages.append(msg.Link(self.name, True, missing))
         if reason := self._lost(now):
-            messages.append(self._close(reason, now))
+            messages.append(self.close(reason, now))
         return messages
 
     def say(self, frame: Any, now: Now) -> None:
@@ -92,7 +94,7 @@ class Link:
         down = now.mono_s < max(venue.down_until_s, venue.maintained_until_s)
         self._session = None if down else venue.sessions.connect(SOCKETS[self.kind], "", now)
         if self._session is None:
-            self._close("refused", now)
+            self.close("refused", now)
             return
         self._confirmed, self._opened_s = 0, now.mono_s
         self._pinged_s = self._ponged_s = self._heard_s = now.mono_s
@@ -110,6 +112,10 @@ class Link:
             if message["op"] in ("auth", "subscribe"):
                 good = message.get("success", message.get("retCode") == 0)
                 self._confirmed += 1 if good else -1_000
+                bad = bybit.refused_topic(message.get("ret_msg", ""))
+                if bad in self._topics:
+                    self._topics.remove(bad)
+                    self._without.append(bad)
             else:
                 self._ponged_s = now.mono_s
         except bybit.BAD_FRAME:
@@ -123,9 +129,9 @@ class Link:
             return "closed"
         if not self.up and (self._confirmed < 0 or now.mono_s - self._opened_s > CONFIRM_S):
             return "no answer to auth or subscribe"
-        if self._pinged_s > self._ponged_s and now.mono_s - self._pinged_s > bybit.PONG_SECONDS:
+        if self._pinged_s > self._ponged_s and now.mono_s - self._pinged_s >= bybit.PONG_SECONDS:
             return "no pong"
-        if now.mono_s - self._pinged_s > bybit.PING_SECONDS:
+        if now.mono_s - self._pinged_s >= bybit.PING_SECONDS:
             self._pinged_s = now.mono_s
             self.say({"op": "ping", "req_id": "p"}, now)
         if self.kind == "public" and now.mono_s - self._heard_s > self._silent_s:
@@ -136,7 +142,8 @@ class Link:
     def _silent_s(self) -> float:
         return max(bybit.SILENT_SECONDS, bybit.PUSH_SECONDS / max(1, len(self._topics)))
 
-    def _close(self, reason: str, now: Now) -> msg.Link:
+    def close(self, reason: str, now: Now) -> msg.Link:
+        """Cut it; it is built again after a pause."""
         if self._session:
             self._door.venue.sessions.disconnect(self._session)
         steps = bybit.BACKOFF_SECONDS
@@ -149,7 +156,7 @@ class Link:
 class Door:
     """The exchange's door of one actor. `poll` brings what is due."""
 
-    takes = (msg.Subscribe, msg.Fetch, msg.OrderRequest)
+    takes = (msg.Subscribe, msg.Fetch, msg.OrderRequest, msg.Rebuild)
 
     def __init__(
         self, settings: Settings, venue: Venue, links: Iterable[str], now: Callable[[], Now]
@@ -184,11 +191,13 @@ class Door:
         if isinstance(message, msg.Subscribe):
             now = self._now()
             for name in [name for name in self.links if name.startswith("public")]:
-                self.links.pop(name)._close("resubscribed", now)
+                self.links.pop(name).close("resubscribed", now)
             for number, part in enumerate(bybit.parts(message.topics)):
                 self.links[f"public-{number}"] = Link(f"public-{number}", self, part, 1)
         elif isinstance(message, msg.Fetch):
             self._later(self._rest.fetch(message))
+        elif isinstance(message, msg.Rebuild):
+            self._due.append((0.0, self.links[message.name].close(message.reason, self._now())))
         elif not message.outcome and not self._by_socket(message):
             self._later(self._rest.order(message))
 

@@ -73,11 +73,7 @@ class Doctor:
         )
         wrong = [f"{n} {_installed(n)}, not {v}" for n, v in pinned.items() if _installed(n) != v]
         python = platform.python_version()
-        if sys.version_info < (3, 11):
-            yield Finding(
-                "python", FAIL, python, "install Python 3.11 or newer, then make clean up"
-            )
-        elif wrong:
+        if wrong:
             yield Finding("packages", WARN, "; ".join(wrong[:SHOWN]), "make clean, then make up")
         else:
             yield Finding("versions", OK, f"Python {python}, {len(pinned)} packages as pinned")

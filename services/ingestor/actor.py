@@ -8,6 +8,7 @@ from shared.actor import Actor
 from shared.settings import Settings, WrongSetting
 
 CHANGED = {10001, 30228, 110003, 110023, 110066, 110074, 110094}  # grid, status, minimum
+PARTLY_NS = 60_000_000_000  # before topics that the exchange refused are tried again
 DOUBT_NS = 10_000_000_000  # between two looks because of refusals
 REFRESH_NS = 3_600_000_000_000  # Bybit lists, delists and changes maxima during the day
 
@@ -31,7 +32,7 @@ class Ingestor(Actor):
         self._instruments: dict[str, msg.Instrument] = {}
         self._followed: set[str] = set()
         self._links: dict[str, bool] = {}
-        self._refreshed_ns = 0
+        self._refreshed_ns = self._partly_ns = 0
 
     def start(self, now_ns: int) -> list[msg.Message]:
         """Ask for the universe; all else follows from its answer."""
@@ -46,9 +47,11 @@ class Ingestor(Actor):
         if isinstance(message, msg.OrderRequest):
             return self._doubted(message, now_ns)
         if isinstance(message, msg.Link):
-            self._links[message.name] = message.up
+            self._links[message.name] = message.up and not message.reason
+            if message.up and message.reason:
+                self._partly_ns = now_ns
         elif isinstance(message, msg.Fetched) and message.ask.what == "klines":
-            return self._bars(message)
+            return self._bars(message, now_ns)
         elif isinstance(message, msg.Fetched):
             return self._universe(message, now_ns)
         return []
@@ -62,10 +65,14 @@ class Ingestor(Actor):
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Ask for what is missing; refresh the universe hourly, or at once while there is none."""
         asks: list[msg.Message] = [msg.Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
+        if self._partly_ns and now_ns - self._partly_ns >= PARTLY_NS:
+            self._partly_ns = 0
+            asks.append(self._subscription())
         if now_ns - self._refreshed_ns >= REFRESH_NS:
             self._refreshed_ns = now_ns
             asks.append(msg.Fetch("instruments"))
         filled, total = self._feed.filled_count(), len(self._followed)
+        self.counters["silent"] = int(self._feed.silent(now_ns))
         self.ages_ms["feed"] = self._feed.oldest_ms(now_ns)
         self.ready = bool(total) and filled == total and all(self._links.values() or [False])
         self.note = f"{filled}/{total} symbols"
@@ -79,10 +86,10 @@ class Ingestor(Actor):
         self._refreshed_ns = now_ns
         return [msg.Fetch("instruments")]
 
-    def _bars(self, fetched: msg.Fetched) -> list[msg.Message]:
+    def _bars(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         if fetched.error:
             self.counters["fetch_errors"] += 1
-            self._feed.failed(fetched.ask.symbol)
+            self._feed.failed(fetched.ask.symbol, now_ns)
             return []
         return list(self._feed.fill(fetched.ask.symbol, fetched.rows))
 
@@ -105,8 +112,11 @@ class Ingestor(Actor):
         self._feed.universe(sorted(followed))
         asks: list[msg.Message] = [msg.Fetch("klines", *gap) for gap in self._feed.missing(now_ns)]
         if listed:
-            asks.append(msg.Subscribe(tuple(self._topic + symbol for symbol in sorted(followed))))
+            asks.append(self._subscription())
         return [*changed, *asks]
+
+    def _subscription(self) -> msg.Subscribe:
+        return msg.Subscribe(tuple(self._topic + symbol for symbol in sorted(self._followed)))
 
     def _wanted(self, row: msg.Instrument) -> bool:
         if self._only and row.symbol not in self._only:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from services.ingestor.history import Bars
 from shared.messages import History, Kline
 
+RETRY_NS = 3_000_000_000  # before bars that could not be had are asked for again
+SILENT_NS, PUSH_NS = 3_000_000_000, 75_000_000_000  # 500 symbols never pause for 3 s; one may
 JUMP = 2.0  # a price that doubles or halves between two pushes of one bar is not believed
 CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next bar began is fetched
 
@@ -13,14 +15,14 @@ CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next ba
 class Symbol:
     """What the feed knows of one symbol. `late_ns`: since when a bar is known to be missing."""
 
-    __slots__ = ("asked", "bars", "close", "heard_ns", "late_ns", "ts_ms")
+    __slots__ = ("again_ns", "asked", "bars", "close", "heard_ns", "late_ns", "ts_ms")
 
     def __init__(self, interval_ms: int) -> None:
         self.bars = Bars(interval_ms)
         self.heard_ns = 0
         self.ts_ms = 0
         self.close = 0.0
-        self.late_ns = 0
+        self.late_ns = self.again_ns = 0
         self.asked = False
 
 
@@ -40,6 +42,9 @@ class Feed:
     def push(self, kline: Kline, now_ns: int) -> list[Kline]:
         """What of one push is to be said."""
         symbol = self._symbols.get(kline.symbol)
+        latest_ms = kline.start_ms + self._interval_ms  # a stamp beyond its own bar is a wrong one
+        if kline.ts_ms > latest_ms:
+            kline = kline._replace(ts_ms=latest_ms)
         if symbol is None or kline.ts_ms < symbol.ts_ms or kline.start_ms < symbol.bars.next_ms:
             self.counters["repeated"] += 1
             return []
@@ -77,17 +82,18 @@ class Feed:
         self.counters["filled"] += len(said)
         return said
 
-    def failed(self, name: str) -> None:
-        """The REST answer did not come: ask again at the next look."""
+    def failed(self, name: str, now_ns: int) -> None:
+        """The REST answer did not come: ask again, after a pause."""
         if name in self._symbols:
             self._symbols[name].asked = False
+            self._symbols[name].again_ns = now_ns + RETRY_NS
 
     def missing(self, now_ns: int) -> list[tuple[str, int]]:
         """(symbol, first missing bar, 0 for all) of what must be asked for now; each once."""
         found = []
         for name, symbol in self._symbols.items():
             late = symbol.late_ns and now_ns - symbol.late_ns >= CONFIRM_LATE_NS
-            if not symbol.asked and (late or not symbol.bars.next_ms):
+            if not symbol.asked and now_ns >= symbol.again_ns and (late or not symbol.bars.next_ms):
                 symbol.asked = True
                 found.append((name, symbol.bars.next_ms))
         return found
@@ -102,6 +108,12 @@ class Feed:
     def filled_count(self) -> int:
         """Symbols with bars."""
         return sum(1 for symbol in self._symbols.values() if symbol.bars.next_ms)
+
+    def silent(self, now_ns: int) -> bool:
+        """Whether nothing at all was heard for longer than so many symbols ever pause."""
+        heard_ns = max((symbol.heard_ns for symbol in self._symbols.values()), default=0)
+        limit_ns = max(SILENT_NS, PUSH_NS // max(1, len(self._symbols)))
+        return now_ns - heard_ns > limit_ns
 
     def oldest_ms(self, now_ns: int) -> int:
         """Age in ms of the symbol heard longest ago; -1 if one never was."""

@@ -18,11 +18,17 @@ from shared.instrument import decimal_of
 from shared.settings import Settings, WrongSetting, ledger_account
 
 EQUITY_NS = 60_000_000_000
+STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
+INCOMPLETE_NS = 2_000_000_000  # an order has ended, its executions are missing: look again
+NOT_THERE = "not at the exchange"
+GIVEN_UP = f"NotAccepted {NOT_THERE}"
 UNKNOWN_NS = 2_000_000_000  # a grant this old that nothing was heard of is asked for
+
+FROM_STREAM = (msg.Execution, msg.OrderUpdate, msg.Wallet)
 
 
 def wall_clock_ms() -> int:
@@ -53,7 +59,8 @@ class Keeper(Actor):
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
         self._operator, self._linked = (msg.RUN, ""), False
-        self._checked = False  # that the key moves no funds
+        self._stream_heard = True  # since the last round began
+        self._checked = True  # that the key moves no funds; asked again if nobody answered
         self._said_mode = ("", "")
         self._router_ns = self._cancelled_ns = self._market_ns = self._clock_ns = 0
         self._limits = settings.part(Limits)
@@ -68,19 +75,21 @@ class Keeper(Actor):
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
         rows = (disk.row(), disk.orders(), disk.lots(), disk.executions())
-        self._ledger.restore(*rows, disk.used_ms(), disk.foreign(), disk.closed_ms())
+        self._ledger.restore(*rows, disk.used_ms(), disk.foreign(), disk.closed_ms(), disk.stops())
         self._ledger.born_ms = int(disk.noted("born_ms"))
         self._losses = Losses(self._limits, disk.noted("losses"))
         self._operator = disk.operator()
         granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
         self._granted_ns = dict.fromkeys(granted, now_ns)
         self._router_ns = self._market_ns = now_ns
-        return []
+        return [msg.Fetch("rights")]
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
+        if isinstance(message, FROM_STREAM):
+            self._stream_heard = True
         if isinstance(message, msg.Execution):
-            return [message, *self._keep(self._ledger.execute(message), message.recv_ns)]
+            return [message, *self._executed(message, now_ns)]
         if isinstance(message, msg.OrderUpdate):
             return [message, *self._keep(self._ledger.update(message), message.recv_ns)]
         if isinstance(message, msg.Wallet):
@@ -92,7 +101,8 @@ class Keeper(Actor):
         if isinstance(message, msg.Health) and message.service == "router":
             self._router_ns = now_ns
         elif isinstance(message, msg.Health):
-            self._market_ns = now_ns
+            silent = message.counters.get("silent")
+            self._market_ns = now_ns - 2 * STALE_NS if silent else now_ns
         if isinstance(message, msg.Link):
             self._linked = message.up
             self._reconcile.distrust("not reconciled")
@@ -111,7 +121,7 @@ class Keeper(Actor):
             self._operator = (request.mode, "operator")
             if request.mode == msg.RUN:
                 self._losses.forgive()
-                self._ledger.breach = ""
+                self._store.note("losses", self._losses.text)
             return [self._mode(now_ns, request.who)]
         if isinstance(request, msg.Control):
             return []
@@ -125,6 +135,8 @@ class Keeper(Actor):
         ]
         messages.append(self._mode(now_ns))
         pause_ns = self._round_ns if self._reconcile.trusted else min(self._round_ns, TRUST_NS)
+        if self._ledger.incomplete():
+            pause_ns = min(pause_ns, INCOMPLETE_NS)
         if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
         messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
@@ -153,10 +165,23 @@ class Keeper(Actor):
                 self._store.outcome(_touch(order, _outcome(order)), final=True)
         return [self._ledger.position(change.symbol)._replace(recv_ns=recv_ns)]
 
+    def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
+        """One fill. What was filled beyond its quantity is a limit of ours that was broken."""
+        said = self._keep(self._ledger.execute(execution), execution.recv_ns)
+        breach, self._ledger.breach = self._ledger.breach, ""
+        return [*said, *(self._stop_by(msg.CANCEL_ALL, breach, now_ns) if breach else ())]
+
+    def _stop_by(self, mode: str, reason: str, now_ns: int) -> list[msg.Message]:
+        """A mode that only a person ends; never a milder one than there is."""
+        if msg.MODES.index(self._operator[0]) >= msg.MODES.index(mode):
+            return []
+        self._operator = (mode, reason)
+        return [self._mode(now_ns)]
+
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now(now_ns)[0])
         touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
-        self._store.outcome(touch, final=reason != "bar_used")
+        self._store.outcome(touch, final=not (reason and self._store.status(ask.order_link_id)))
         if reason:
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
@@ -183,13 +208,12 @@ class Keeper(Actor):
     def _wallet(self, wallet: msg.Wallet, now_ns: int) -> list[msg.Message]:
         before = self._losses.trigger()
         drawdown = self._losses.seen(wallet.total_equity, self._wall_ms())
-        if drawdown and self._operator[0] != msg.FLATTEN:
-            self._operator = (msg.FLATTEN, drawdown)
         if now_ns - self._equity_ns >= EQUITY_NS or drawdown or self._losses.trigger() != before:
             self._equity_ns = now_ns
             self._store.equity(wallet, self._wall_ms())
             self._store.note("losses", self._losses.text)
-        return [wallet]
+        stop = self._stop_by(msg.FLATTEN, drawdown, now_ns) if drawdown else []
+        return [wallet, *stop]
 
     # The exchange's truth.
 
@@ -217,12 +241,17 @@ class Keeper(Actor):
             return []
         snapshot, first = self._reconcile.snapshot, int(self._store.noted("born_ms")) < 0
         messages = self._first_look(now_ns) if first else self._adopt_orders(now_ns)
+        row = self._ledger.row
         for execution in reversed(snapshot["executions"]):
-            messages += self._keep(self._ledger.execute(execution))
+            messages += self._executed(execution, now_ns)
         if first:
             messages += self._adopt_holdings()
         for update in snapshot["orders"]:
             messages += self._keep(self._ledger.update(update))
+        if self._ledger.row > row and not (self._stream_heard or first):
+            self._reconcile.distrust("private stream is deaf")
+            messages.append(msg.Rebuild("private", "deaf"))
+        self._stream_heard = False
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
         self._store.note("since_ms", self._until_ms)
@@ -234,6 +263,7 @@ class Keeper(Actor):
         holdings = snapshot["positions"]
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
         foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
+        messages += self._orphans(snapshot["orders"], now_ns)
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
         return [*messages, self._mode(now_ns)]
 
@@ -244,13 +274,15 @@ class Keeper(Actor):
         granted_ns = self._granted_ns.get(name, 0)
         if self._reconcile.never_arrived(fetched, granted_ns, now_ns):
             status = "NotAccepted" if granted_ns else "Cancelled"
-            return self._keep(self._ledger.gone(name, status, "not at the exchange"))
+            return self._keep(self._ledger.gone(name, status, NOT_THERE))
         return messages
 
     def _adopt_orders(self, now_ns: int) -> list[msg.Message]:
-        """Entries with our ids that this ledger never heard of: take them in, and manage them."""
+        """Entries with our ids that this ledger never heard of, or had given up for lost: take them
+        in, and manage them."""
         entries = _entries(self._reconcile.snapshot["orders"]) - self._ledger.lots.keys()
-        return self._adopt({name for name in entries if not self._store.knows(name)}, now_ns)
+        lost = {name for name in entries if self._store.status(name) in ("", GIVEN_UP)}
+        return self._adopt(lost, now_ns)
 
     def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
         """Take in entries by their ids; what became of each is then asked for."""
@@ -286,6 +318,20 @@ class Keeper(Actor):
                 messages += self._keep(self._ledger.execute(adopted))
         return messages
 
+    def _orphans(self, orders: Iterable[msg.OrderUpdate], now_ns: int) -> list[msg.Message]:
+        """Exits that were given up for lost, and stop losses whose lot is gone: the router does not
+        know of them, so they end here."""
+        return [
+            _cancel(o, o.order_link_id or msg.stop_id(o.parent_order_link_id), now_ns)
+            for o in orders
+            if _is_ours(o)
+            and (
+                self._store.status(o.order_link_id) == f"Cancelled {NOT_THERE}"
+                if o.order_link_id
+                else o.parent_order_link_id not in self._ledger.lots
+            )
+        ]
+
     def _dead_man(self, now_ns: int) -> list[msg.Message]:
         """Nobody minds our entries: cancel them, by id, until they are gone."""
         silent = now_ns - self._router_ns > SILENT_NS
@@ -293,13 +339,7 @@ class Keeper(Actor):
             return []
         self._cancelled_ns = now_ns
         entries = (order for order in self._ledger.orders.values() if order.kind == msg.ENTRY)
-        return [
-            msg.OrderRequest(
-                *(o.order_link_id, 0, "cancel", o.symbol, o.side, o.price, o.qty),
-                *("", False, 0, now_ns),
-            )
-            for o in entries
-        ]
+        return [_cancel(order, order.order_link_id, now_ns) for order in entries]
 
     # The mode: the worst of what the operator wants and what the account allows.
 
@@ -307,9 +347,7 @@ class Keeper(Actor):
         triggers = [self._operator]
         if lost := self._losses.trigger():
             triggers.append(lost)
-        if self._ledger.breach:
-            triggers.append((msg.CANCEL_ALL, self._ledger.breach))
-        if now_ns - self._market_ns > SILENT_NS:
+        if now_ns - self._market_ns > STALE_NS:
             triggers.append((msg.NO_ENTRY, "market data lost"))
         if self._clock_ns and now_ns - self._clock_ns < CLOCK_NS:
             triggers.append((msg.NO_ENTRY, "clock doubtful"))
@@ -338,6 +376,12 @@ def _entries(rows: Iterable[Any]) -> set[str]:
 def _is_ours(order: msg.OrderUpdate) -> bool:
     """By its own id, or as the stop loss of one."""
     return bool(msg.parse_id(order.order_link_id) or msg.parse_id(order.parent_order_link_id))
+
+
+def _cancel(order: msg.Order | msg.OrderUpdate, name: str, now_ns: int) -> msg.OrderRequest:
+    """The keeper's own cancel: by the id that the exchange gave, which it knows by now."""
+    head = (name, 0, "cancel", order.symbol, order.side, order.price, order.qty)
+    return msg.OrderRequest(*head, "", False, 0, now_ns, order_id=order.order_id)
 
 
 def _touch(order: msg.Order, outcome: str) -> msg.Touch:

@@ -58,6 +58,8 @@ class Ledger:
         self._seen: set[str] = set()
         self._used_ms: defaultdict[tuple[str, str], int] = defaultdict(int)
         self._stops: dict[str, str] = {}  # order_id of a stop loss: our name for it
+        self._nameless: defaultdict[str, Decimal] = defaultdict(Decimal)  # order_id: filled
+        self._traded_ms: defaultdict[str, int] = defaultdict(int)  # by entry: its last execution
         self._rest_ms: defaultdict[str, int] = defaultdict(int)  # symbol: no entries until then
         self.breach = ""
 
@@ -70,11 +72,14 @@ class Ledger:
         used_ms: dict[tuple[str, str], int],
         foreign: dict[str, Decimal] | None = None,
         closed_ms: dict[str, int] | None = None,
+        stops: Iterable[msg.Order] = (),
     ) -> None:
         """From disk: open orders and lots, every execution, the bars used, what is foreign."""
         self.row = row
         self.orders = {order.order_link_id: order for order in orders}
-        self._stops = {o.order_id: name for name, o in self.orders.items() if o.kind == msg.STOP}
+        stops = list(stops)
+        ended_stops = {order.order_link_id for order in stops} - self.orders.keys()
+        self._stops = {order.order_id: order.order_link_id for order in stops}
         for symbol, at_ms in (closed_ms or {}).items():
             self._cool_down(symbol, at_ms)
         self.lots = {name: _empty(o) for name, o in self.orders.items() if o.kind == msg.ENTRY}
@@ -86,7 +91,7 @@ class Ledger:
         exits = {
             msg.exit_id(lot.entry_id, n) for lot in self.lots.values() for n in range(lot.exits)
         }
-        self._ended = (exits | self.lots.keys()) - self.orders.keys()
+        self._ended = (exits | self.lots.keys() | ended_stops) - self.orders.keys()
 
     def grant(self, ask: msg.Ask, mode: str) -> tuple[str, Change]:
         """("", the intent to write), or the reason why not and nothing to write."""
@@ -149,7 +154,8 @@ class Ledger:
         if lot is None:
             return self._executed_by_others(execution)
         order = self._order(name, execution, execution.exec_price)
-        if order and 0 < order.qty < self._filled[name]:
+        granted = order.qty if order and order.kind == msg.ENTRY else ZERO
+        if 0 < granted < self._filled[name]:
             self.breach = f"{name} was filled beyond its quantity"
         return self._settled(order, _filled(lot, execution), execution)
 
@@ -163,10 +169,9 @@ class Ledger:
         if other is None or left <= 0:
             return Change()
         value = left * dust.entry_price
-        empty = dust._replace(sold=dust.bought, proceeds=dust.proceeds + value)
         more = other._replace(bought=other.bought + left, cost=other.cost + value)
         self.row += 1
-        closed = self._closed(empty._replace(sold_before=empty.sold_before + left))
+        closed = self._closed(_sold(dust, left, value))
         return Change(dust.symbol, (), (*closed, *self._closed(more)))
 
     def position(self, symbol: str) -> msg.Position:
@@ -180,6 +185,10 @@ class Ledger:
             self.foreign.get(symbol, ZERO),
             self.blocked.get(symbol, ""),
         )
+
+    def incomplete(self) -> bool:
+        """Whether an order has ended whose executions are not all here."""
+        return any(order.status in TERMINAL for order in self.orders.values())
 
     def symbols(self) -> set[str]:
         """Every symbol that is not empty; each counts against the cap."""
@@ -293,8 +302,8 @@ class Ledger:
             part = min(left, lot.bought - lot.sold) if lot.side != execution.side else ZERO
             if part > 0:
                 left -= part
-                moved = _filled(lot, execution._replace(exec_qty=part, exec_fee=ZERO))
-                lots += self._closed(moved._replace(sold_before=moved.sold_before + part))
+                self._touched(lot.entry_id, execution)
+                lots += self._closed(_sold(lot, part, part * execution.exec_price))
         self.foreign[execution.symbol] += left * sign(execution.side)
         self.row += 1
         foreign = self.foreign[execution.symbol]
@@ -308,14 +317,20 @@ class Ledger:
         ours = msg.parse_id(name)
         if execution.exec_type in FORCED:
             self._rest(execution.symbol, execution.exec_time_ms + FORCED_MS)
+        if not name:
+            self._nameless[execution.order_id] += execution.exec_qty
         if execution.exec_type not in MOVES_LOTS or not ours:
             return
         if ours[0] in self.lots:
             self._filled[name] += execution.exec_qty
+            self._touched(ours[0], execution)
         if ours[1] is None:
             key = (execution.symbol, execution.side)
             bar_ms = execution.exec_time_ms // self._interval_ms * self._interval_ms
             self._used_ms[key] = max(self._used_ms[key], bar_ms)
+
+    def _touched(self, entry: str, execution: msg.Execution) -> None:
+        self._traded_ms[entry] = max(self._traded_ms[entry], execution.exec_time_ms)
 
     def _settled(
         self, order: msg.Order | None, lot: msg.Lot | None, execution: msg.Execution | None = None
@@ -324,7 +339,8 @@ class Ledger:
         rows: tuple[tuple[msg.Order, bool], ...] = ()
         if order and lot:
             name, filled = order.order_link_id, self._filled[order.order_link_id]
-            ended = order.status in TERMINAL and filled >= order.cum_exec_qty
+            booked = filled + (self._nameless[order.order_id] if order.kind == msg.STOP else ZERO)
+            ended = order.status in TERMINAL and booked >= order.cum_exec_qty
             rows = ((order, not ended),)
             self.orders[name] = order
             if ended:
@@ -341,21 +357,51 @@ class Ledger:
 
     def _closed(self, lot: msg.Lot) -> tuple[msg.Lot, ...]:
         """Keep a lot, or let it go: its orders ended and what it bought sold. Its row, if any."""
+        spilled = () if lot.entry_id in self.orders else self._spill(lot)
+        if spilled:
+            lot = spilled[0]
         working = any((msg.parse_id(name) or ("",))[0] == lot.entry_id for name in self.orders)
         if not working and lot.bought == lot.sold:
-            lot = lot._replace(closed_ms=self.last_execution_ms)
-            self._cool_down(lot.symbol, lot.closed_ms)
+            closed_ms = self._traded_ms.pop(lot.entry_id, self.last_execution_ms)
+            lot = lot._replace(closed_ms=closed_ms)
+            if lot.bought:
+                self._cool_down(lot.symbol, closed_ms)
             del self.lots[lot.entry_id]
             self._ended = {name for name in self._ended if not name.startswith(lot.entry_id)}
         else:
             self.lots[lot.entry_id] = lot
-        return (lot,) if lot.bought else ()
+        return (*((lot,) if lot.bought else ()), *spilled[1:])
+
+    def _spill(self, lot: msg.Lot) -> tuple[msg.Lot, ...]:
+        """What an exit sold beyond its own lot comes off the next ones, oldest first: the lot as it
+        is then, and those it took from. Nothing where it sold no more than it bought."""
+        over = lot.sold - lot.bought
+        if over <= 0:
+            return ()
+        price, left = lot.proceeds / lot.sold, over
+        changed: list[msg.Lot] = []
+        for other in self.position(lot.symbol).lots:
+            part = min(left, other.bought - other.sold)
+            if other.entry_id == lot.entry_id or other.side != lot.side or part <= 0:
+                continue
+            left -= part
+            changed += self._closed(_sold(other, part, part * price))
+        taken = over - left
+        if not taken:
+            return ()
+        return _sold(lot, -taken, -taken * price), *changed
 
 
 def _empty(order: msg.Order) -> msg.Lot:
     terms = (order.take_profit_pct, order.bar_start_ms, 0)
     head = (order.order_link_id, order.symbol, order.side)
     return msg.Lot(*head, ZERO, ZERO, ZERO, ZERO, ZERO, ZERO, 0, *terms)
+
+
+def _sold(lot: msg.Lot, qty: Decimal, value: Decimal) -> msg.Lot:
+    """The lot with a finished sale more, or less, that no execution of its own tells of."""
+    before = max(ZERO, lot.sold_before + qty)
+    return lot._replace(sold=lot.sold + qty, sold_before=before, proceeds=lot.proceeds + value)
 
 
 def _filled(lot: msg.Lot, execution: msg.Execution) -> msg.Lot:

@@ -93,10 +93,11 @@ class Store:
         query = "SELECT operator, why FROM modes ORDER BY rowid DESC LIMIT 1"
         return next(iter(self._db.execute(query)), (msg.RUN, ""))
 
-    def knows(self, order_link_id: str) -> bool:
-        """Was this order ever in the ledger?"""
-        query = "SELECT 1 FROM orders WHERE order_link_id = ?"
-        return self._db.execute(query, (order_link_id,)).fetchone() is not None
+    def status(self, order_link_id: str) -> str:
+        """How an order stands, or ended, in the ledger; empty if it was never in it."""
+        query = "SELECT status, reject_reason FROM orders WHERE order_link_id = ?"
+        found = self._db.execute(query, (order_link_id,)).fetchone()
+        return f"{found[0]} {found[1]}".strip() if found else ""
 
     def note(self, name: str, value: object) -> None:
         """Keep one value, as text, durably: since_ms, born_ms, losses."""
@@ -115,6 +116,11 @@ class Store:
     def orders(self) -> list[msg.Order]:
         """Orders that have not ended."""
         return self._all("orders", "WHERE open = 1")
+
+    def stops(self) -> list[msg.Order]:
+        """Every stop loss there ever was of a lot that is open, ended ones too."""
+        of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's') IN"
+        return self._all("orders", f"WHERE {of} (SELECT entry_id FROM lots WHERE closed_ms = 0)")
 
     def lots(self) -> list[msg.Lot]:
         """Lots that are open."""

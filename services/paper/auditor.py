@@ -70,7 +70,7 @@ class Auditor:
     def restore(self, orders: list[Row], executions: list[Row], wallet: Wallet) -> None:
         """Begin with an account that has lived before."""
         for row in orders:
-            self._order(row, 0)
+            self._order(row)
             self._states[row["orderId"]] = row["orderStatus"], Decimal(row["cumExecQty"])
         for row in executions:
             self._exec_ids.add(row["execId"])
@@ -94,8 +94,12 @@ class Auditor:
         if code == 110094 or (code == 10001 and any(word in said for word in OFF_GRID)):
             terms = f"qty={params.get('qty')} price={params.get('price')}"
             self._breach("V25", now.market_ms, f"{link_id} {terms}: {said}")
-        if path.startswith("/v5/order/create") and ours[1] is None and code == 0:
-            self._entry(link_id, params, now)
+        if ours[1] is None and code == 0:
+            if path.startswith("/v5/order/create"):
+                self._timely(link_id, now)
+                self._sized(link_id, params, SIZE_MARGIN, now)
+            elif path.startswith("/v5/order/amend"):
+                self._sized(link_id, params, MOVED_MARGIN, now)
 
     def banned(self, now: Now) -> None:
         """A request came although its sender had been told to stay away."""
@@ -106,7 +110,7 @@ class Auditor:
         self.events += 1
         if topic == "order":
             self._states_of(row, at_ms)
-            self._order(row, at_ms)
+            self._order(row)
             self._caps(at_ms)
         elif topic == "execution":
             self._execution(row, wallet, at_ms)
@@ -119,15 +123,18 @@ class Auditor:
         elif self._named.setdefault(link_id, order) != order:
             self._breach("V6", now.market_ms, f"{link_id} is two orders")
 
-    def _entry(self, link_id: str, params: Params, now: Now) -> None:
+    def _timely(self, link_id: str, now: Now) -> None:
+        """An entry is of the bar that is forming, by its id."""
         bar_ms = int(link_id.split("-")[2], 16) * MINUTE_MS
         if not bar_ms <= now.market_ms < bar_ms + MINUTE_MS + self._late_ms:
             self._breach("V12", now.market_ms, f"{link_id} is of another bar")
-        if not params.get("price"):
-            return  # a market order: none of the bot's
-        value = Decimal(str(params["qty"])) * Decimal(str(params["price"]))
-        if value > self._limits.size_usdt * SIZE_MARGIN:
-            self._breach("V13", now.market_ms, f"{link_id} is worth {value:f} USDT")
+
+    def _sized(self, link_id: str, params: Params, margin: Decimal, now: Now) -> None:
+        """An entry is worth what it may be; only limit orders are the bot's."""
+        if params.get("price") and params.get("qty"):
+            value = Decimal(str(params["qty"])) * Decimal(str(params["price"]))
+            if value > self._limits.size_usdt * margin:
+                self._breach("V13", now.market_ms, f"{link_id} is worth {value:f} USDT")
 
     def _states_of(self, row: Row, at_ms: int) -> None:
         order_id, status, filled = row["orderId"], row["orderStatus"], Decimal(row["cumExecQty"])
@@ -138,14 +145,11 @@ class Auditor:
             self._breach("V17", at_ms, f"{order_id} filled {had} and then {filled}")
         self._states[order_id] = status, filled
 
-    def _order(self, row: Row, at_ms: int) -> None:
+    def _order(self, row: Row) -> None:
         ours = parse_id(row["orderLinkId"])
         if ours and ours[1] is None:
             entry = self._entries.setdefault(ours[0], Entry(row["symbol"]))
             entry.resting = row["orderStatus"] in OPEN
-            value = Decimal(row["qty"]) * Decimal(row["price"])
-            if entry.resting and value > self._limits.size_usdt * MOVED_MARGIN:
-                self._breach("V13", at_ms, f"{ours[0]} is worth {value:f} USDT")
             self._weigh(ours[0])
 
     def _lots(self, row: Row) -> None:

@@ -120,6 +120,7 @@ class Venue:
             self.step(point, now)
             if count >= most:
                 return False
+        self.topics.catch_up(now.market_ms)
         return True
 
     def keep_up(self, now: Now) -> None:
@@ -128,7 +129,6 @@ class Venue:
         for fault in self.faults.due(now.mono_s):
             self._try(fault, now)
         self._expire(now)
-        self.topics.catch_up(now.market_ms)
         if now.market_ms - self._checked_ms >= CHECK_MS:
             self._checked_ms = now.market_ms
             self.matching.check_margin(now.market_ms)
@@ -309,11 +309,20 @@ class Venue:
         if self.gate.limit != self._limit and reply.code == 10006:
             return  # a fault took the limit away: nobody could know
         if not route.batch or reply.code:
-            self.auditor.request(route.path, params, reply.code, reply.text, now)
+            terms = self._as_it_is(route, params)
+            self.auditor.request(route.path, terms, reply.code, reply.text, now)
             return
         for one, error in zip(batch_of(params), reply.extra.get("list", ()), strict=False):
-            terms = one if isinstance(one, dict) else {}
+            terms = self._as_it_is(route, one if isinstance(one, dict) else {})
             self.auditor.request(route.path, terms, error["code"], error["msg"], now)
+
+    def _as_it_is(self, route: Route, params: Params) -> Params:
+        """An amend's order with what the amend did not name."""
+        order = self.matching.find(dict(params)) if "/amend" in route.path else None
+        if order is None:
+            return params
+        named = {"orderLinkId": order.link_id, "qty": str(order.qty), "price": str(order.price)}
+        return {**params, **named}
 
     def _order_op(self, message: Row, now: Now) -> tuple[Row, float] | None:
         """A trade socket's request: the same endpoints, and the same faults, as by REST."""

@@ -189,6 +189,7 @@ class Router(Actor):
         self._touches.because(ask.symbol, ask.order_link_id, "order")
         terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
         request = self._command_of(track, ask.order_link_id, "create", *terms, now_ns)
+        self._budget.leaves(_bucket(request), ask.decided_ns, now_ns)
         if late or self._mode_name() != msg.RUN or not self._still_wanted(ask, now_ns):
             track.request = None
             request = request._replace(outcome="refused", reason="no longer wanted: not sent")

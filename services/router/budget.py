@@ -29,6 +29,13 @@ class Budget:
         """The exchange has had enough of this bucket."""
         self._shut_ns[bucket] = until_ns
 
+    def leaves(self, bucket: str, taken_ns: int, now_ns: int) -> None:
+        """What room was taken for leaves only now."""
+        sent = self._sent[bucket]
+        if taken_ns in sent:
+            sent.remove(taken_ns)
+        sent.append(now_ns)
+
     def take(self, action: str, now_ns: int, entry: bool = False) -> str:
         """The bucket that has room for one more now, which it uses; empty if none has."""
         for bucket in (action, TWINS.get(action, "")):

@@ -82,6 +82,7 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
             same = want._replace(order_link_id=order.order_link_id)
             found.append(Step("amend", same, repricing=order.qty == want.qty))
     guarded = {msg.stop_id(lot.entry_id) for lot in position.lots if lot.bought > lot.sold}
+    guarded |= {msg.stop_id(o.order_link_id) for o in position.orders if o.kind == msg.ENTRY}
     gone = [*working.values(), *(stops[name] for name in stops.keys() - guarded)]
     found += [Step("cancel", Wanted.of(order)) for order in gone if order.status != "Filled"]
     return sorted(found, key=_urgency)
