@@ -288,6 +288,8 @@ class Rest:
             found.append(answered(request, 0, "", headers, said.get("retExtInfo"), now_ns()))
 
         code, error = self._guarded(act)
+        if code == BANNED:
+            return self._unsent(request, "address banned: not taken")
         return found[0] if found else answered(request, code, error, None, {}, now_ns())
 
     @property
@@ -307,9 +309,10 @@ class Rest:
         except InvalidRequestError as refusal:
             return refusal.status_code, refusal.message
         except NET_ERRORS as failure:
-            if getattr(failure, "status_code", 0) == BANNED:
+            banned = getattr(failure, "status_code", 0) == BANNED
+            if banned:
                 self._banned_until_ns = self._clock.now_ns() + BAN_SECONDS * 1_000_000_000
-            return -1, f"{type(failure).__name__}: {failure}"
+            return BANNED if banned else -1, f"{type(failure).__name__}: {failure}"
         except BAD_FRAME as failure:
             return -1, f"{type(failure).__name__}: {failure}"
         return 0, ""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.paper.auditor import Auditor, Limits
+from services.paper.auditor import LEARN_S, PROCESSES, Auditor, Limits
 from services.paper.market import MINUTE_MS
 from services.paper.order import Row
 from services.paper.wallet import Wallet
@@ -333,17 +333,32 @@ def test_v14_on_the_trade_socket() -> None:
 
 
 def test_v14_a_request_during_a_ban(desk: Desk) -> None:
+    """Each process finds out by itself, and what is under way when the first 403 comes, is."""
     desk.fault("venue", "ip_ban")
-    for _ in range(3):  # under way when the first 403 arrives
+    for _ in range(3):
         assert desk.raw("GET", "/v5/market/time", "").status == 403
         desk.at_ms += 500
-    assert rules(desk) == []
     desk.at_ms += 10_000
+    for _ in range(PROCESSES):
+        desk.raw("GET", "/v5/market/time", "")
+    assert rules(desk) == []
     desk.raw("GET", "/v5/market/time", "")
     assert rules(desk) == ["V14"]
     desk.at_ms += 600_000
     assert desk.raw("GET", "/v5/market/time", "").status == 200
     assert rules(desk) == ["V14"]
+
+
+def test_v14_who_stays_away_from_every_ban_but_for_one_request_breaks_nothing(desk: Desk) -> None:
+    for _ in range(4):
+        desk.fault("venue", "ip_ban", ms=60_000)
+        desk.raw("GET", "/v5/market/time", "")
+        desk.at_ms += 10_000
+        for _process in range(PROCESSES):
+            desk.raw("GET", "/v5/market/time", "")
+        desk.at_ms += 60_000
+        assert desk.raw("GET", "/v5/market/time", "").status == 200
+    assert rules(desk) == []
 
 
 # V16: cash.
@@ -466,9 +481,21 @@ def test_v25_a_price_or_quantity_off_the_grid(
 ) -> None:
     grid = {"min_order_qty": "3", "max_order_qty": "10"}
     desk.fault("venue", "instrument_update", symbol=SYMBOL, **grid)
-    link = entry() if ours else "somebody-else"
+    desk.at_ms = round(LEARN_S * 1000)
+    link = entry(bar=desk.at_ms // MINUTE_MS) if ours else "somebody-else"
     desk.create(**{"qty": "4", "orderLinkId": link} | change)
     assert rules(desk) == (broken if ours else [])
+
+
+def test_v25_is_not_for_a_grid_that_nobody_can_know_yet(desk: Desk) -> None:
+    desk.fault("venue", "instrument_update", symbol=SYMBOL, tick_size="0.5")
+    desk.at_ms = round(LEARN_S * 1000) - 1
+    bar = desk.at_ms // MINUTE_MS
+    assert desk.create(orderLinkId=entry(bar=bar), price="98.7")["retCode"] == 10001
+    assert rules(desk) == []
+    other = entry(OTHER, bar=bar)  # whose grid is as it was
+    assert desk.create(symbol=OTHER, orderLinkId=other, price="98.75")["retCode"] == 10001
+    assert rules(desk) == ["V25"]
 
 
 def test_v25_an_amend_off_the_grid(desk: Desk) -> None:

@@ -668,6 +668,21 @@ def test_an_entry_that_was_given_up_and_arrives_after_all_is_taken_in_again() ->
     assert (order.order_link_id, order.status, desk.full().mode.slots) == (ENTRY, "New", 1)
 
 
+def test_an_entry_that_was_given_up_and_fills_after_all_has_its_fill() -> None:
+    """The stream is faster than the next round."""
+    desk = Desk().run().granted()
+    for _ in range(8):
+        desk.tick(1)
+    desk.hear(fill(ENTRY, 4))
+    assert (desk.position().lots[0].bought, desk.position().foreign_qty) == (4, 0)
+    desk.orders, desk.executions = [said(ENTRY, "PartiallyFilled", 4)], [fill(ENTRY, 4)]
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    desk.tick(10)
+    desk.hear(said(ENTRY, "Cancelled", 4, BAR + 9))
+    assert (desk.position().orders, desk.full().mode.slots) == ((), 1)
+    assert desk.outcomes() == {ENTRY: "filled"}
+
+
 def test_an_entry_that_ended_is_not_taken_in_again() -> None:
     """A snapshot may be older than the push of the end."""
     desk = Desk().run().granted()

@@ -144,7 +144,7 @@ def test_an_entry_keeps_its_id_and_quantity_when_its_price_moves():
 )
 def test_an_entry_is_amended_from_two_hundredths_of_a_percent_on(price, expected):
     at = position(orders=[order(price="100")])
-    found = wanted(at, quote(price=price), last="110")
+    found = wanted(at, quote(price=price), last="104")
     assert [action for action, _ in todo(at, found)] == expected
 
 
@@ -237,6 +237,12 @@ def test_an_exit_sells_what_earlier_exits_left(sold, before, exits_done, qty):
     a_lot = lot(sold=sold, before=before, exits=exits_done)
     (out,) = wanted(position(lots=[a_lot]))
     assert (out.order_link_id, out.qty) == (f"{a_lot.entry_id}x{exits_done}", D(qty))
+
+
+def test_an_exit_is_no_larger_than_the_largest_order():
+    """The next one, of the next number, sells the rest."""
+    (out,) = wanted(position([lot(qty="2500")]))
+    assert out.qty == 1000
 
 
 def test_a_lot_that_is_sold_needs_no_exit():
@@ -468,6 +474,21 @@ def test_what_was_done_need_not_be_done_again(situation):
     assert steps(wanted(at, *rest), at, RULES) == []
 
 
+def test_an_entry_is_not_moved_further_away_than_the_guard():
+    """A quote that is absurd against the last price moves nothing: 91 / 96 is over 5 % away."""
+    at = position(orders=[order(price="95.45")])
+    for price, moved in ((91.0, "95.45"), (91.2, "91.2")):
+        (entry,) = entries(wanted(at, quote(price=price), last="96"))
+        assert entry.price == D(moved)
+
+
+@pytest.mark.parametrize(("side", "price"), [("Buy", "95.42"), ("Sell", "95.45")])
+def test_a_last_price_off_the_grid_brings_no_order_off_the_grid(side, price):
+    """95.4351 - 0.01 = 95.4251, down; 95.4351 + 0.01 = 95.4451, up."""
+    (entry,) = wanted(q=quote(side, price=95.4351), last="95.4351")
+    assert entry.price == D(price)
+
+
 def test_an_entry_opposite_to_a_lot_does_not_go_on_resting():
     """No way to it is known; if there is one, the order must not fill and cross zero."""
     at = position(lots=[lot("Buy")], orders=[exit_of(lot("Buy")), order(side="Sell", price="104")])
@@ -579,6 +600,13 @@ def test_a_stop_whose_lot_is_sold_or_gone_is_cancelled_by_its_own_id():
         (step,) = steps(wanted(at), at, RULES)
         assert (step.action, step.order.order_link_id) == ("cancel", msg.stop_id(sold.entry_id))
         assert step.order.order_id == "S1"
+
+
+def test_a_stop_rests_while_its_entry_may_still_fill():
+    """All of it is sold so far; what fills next is guarded from its first moment."""
+    part, entry = lot(sold="2"), order(bar=1)
+    at = position([part], [entry, stop_of(part)])
+    assert [name for _, name in todo(at, wanted(at, quote()))] == []
 
 
 def test_a_stop_that_has_filled_is_left_alone():

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from services.keeper.reconcile import OVERLAP_MS, ROUND, Reconcile
+from services.keeper.reconcile import MAX_QUERIES, OVERLAP_MS, ROUND, ROUND_NS, Reconcile
 from shared import messages as msg
 
 RECV_WINDOW_MS = 2_000
@@ -84,6 +84,18 @@ def test_an_answer_after_the_end_of_a_round_does_not_complete_it_again() -> None
     asks = rounds.begin(0, 1)
     assert [rounds.done(msg.Fetched(ask, ())) for ask in asks][-1]
     assert not rounds.done(msg.Fetched(asks[0], ()))
+
+
+def test_the_next_round_waits_for_this_one_unless_its_answers_never_come() -> None:
+    rounds, pause_ns = Reconcile(RECV_WINDOW_MS), 10_000_000_000
+    asks = rounds.begin(0, now_ns=1)
+    assert not rounds.due(1 + ROUND_NS - 1, pause_ns)
+    assert rounds.due(1 + ROUND_NS, pause_ns)
+    for ask in asks:
+        rounds.done(msg.Fetched(ask, ()))
+    assert not rounds.due(1 + pause_ns - 1, pause_ns)
+    assert rounds.due(1 + pause_ns, pause_ns)
+    assert rounds.due(1 + 2 * pause_ns, 2 * pause_ns)
 
 
 # Differences.
@@ -187,6 +199,29 @@ def test_a_failure_between_two_clean_rounds_starts_over() -> None:
 def test_an_order_that_the_exchange_does_not_list_is_asked_for_by_its_id() -> None:
     asks = Reconcile(RECV_WINDOW_MS).unconfirmed([order("dm-a"), order("dm-b")], {"dm-a"})
     assert asks == [msg.Fetch("order", "AAAUSDT", order_link_id="dm-b")]
+
+
+def test_a_stop_loss_is_known_and_asked_for_by_the_exchanges_id() -> None:
+    """It has no id of ours there; `dm-as` is our name for it."""
+    stop = order("dm-as")._replace(kind=msg.STOP, order_id="S1")
+    rounds = Reconcile(RECV_WINDOW_MS)
+    assert rounds.unconfirmed([stop], {"S1"}) == []
+    asks = rounds.unconfirmed([stop, order("dm-b")._replace(order_id="7")], {"another"})
+    assert asks == [
+        msg.Fetch("order", "AAAUSDT", order_link_id="dm-as", order_id="S1"),
+        msg.Fetch("order", "AAAUSDT", order_link_id="dm-b"),  # ours: by our id
+    ]
+
+
+def test_only_so_many_orders_are_asked_for_at_once() -> None:
+    """A hundred at once would be more than the exchange lets an address ask."""
+    rounds, ours = Reconcile(RECV_WINDOW_MS), [order(f"dm-{n}") for n in range(2 * MAX_QUERIES)]
+    asks = rounds.unconfirmed(ours, set())
+    assert [ask.order_link_id for ask in asks] == [f"dm-{n}" for n in range(MAX_QUERIES)]
+    assert rounds.unconfirmed(ours, set()) == []  # none is answered yet
+    rounds.never_arrived(msg.Fetched(asks[3], ()), 0, 1)
+    (another,) = rounds.unconfirmed(ours[MAX_QUERIES:], set())
+    assert another.order_link_id == f"dm-{MAX_QUERIES}"
 
 
 def test_never_arrived_needs_three_not_founds() -> None:

@@ -233,6 +233,26 @@ def test_an_older_quote_changes_nothing():
     assert router.handle(quote("ARM", ts_ms=4), T0) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -95.45])
+@pytest.mark.parametrize("field", ["price", "take_profit_pct", "last"])
+def test_a_quote_whose_numbers_are_none_never_gets_near_an_order(field, value):
+    """And the resting order stays by the quote before it."""
+    router = trading(position(1, orders=[order()]))
+    router.handle(quote(), T0)
+    assert router.handle(quote(ts_ms=2)._replace(**{field: value}), T0) == []
+    assert router.counters["absurd_quotes"] == 1
+    (ask,) = of(msg.Ask, router.handle(position(2), T0))  # the sane one is in force
+    assert ask.price == D("95.45")
+
+
+def test_a_quote_that_is_none_needs_no_prices():
+    """A worker that is warming up has no bands, and says so."""
+    router = trading(position(1, orders=[order()]))
+    empty = {"price": float("nan"), "take_profit_pct": 0.0, "distance_pct": float("nan")}
+    said = router.handle(quote("NONE")._replace(gate="warming_up", **empty), T0)
+    assert [action for action, *_ in commands(said)] == ["cancel"]
+
+
 def test_an_older_price_changes_nothing():
     """History brings old bars: the entry stays behind the newest price, 90.00 - 0.01."""
     router = trading()
@@ -506,6 +526,15 @@ def test_a_new_mode_is_obeyed_at_once():
         ("cancel", ENTRY_ID),
         ("cancel", EXIT_ID),
     }
+
+
+def test_a_new_mode_is_acted_on_nearest_quote_first():
+    armed = names(8, "A")
+    router = trading(symbols=armed, name="NO_ENTRY")
+    for number, name in enumerate(armed):
+        router.handle(quote(symbol=name, distance=(-1) ** number * (8 - number) / 10), T0)
+    asks = of(msg.Ask, router.handle(mode(2), T0))
+    assert [ask.symbol for ask in asks] == armed[::-1]
 
 
 def test_flatten_reprices_the_exits_to_the_last_price():

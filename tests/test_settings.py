@@ -11,9 +11,19 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from services.keeper.ledger import Caps
+from services.keeper.losses import Limits
 from services.router.orders import Rules
 from services.worker.strategy import Parameters
-from shared.settings import FAMILIES, PAPER_SECRET, SHARDS_FILE, WRONG_SETTING_EXIT, Settings, load
+from shared.settings import (
+    FAMILIES,
+    LIVE_HOSTS,
+    PAPER_SECRET,
+    SHARDS_FILE,
+    WRONG_SETTING_EXIT,
+    Settings,
+    load,
+)
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
 KEYS = {"BYBIT_API_KEY": "a-key", "BYBIT_API_SECRET": "hush-hush"}
@@ -50,7 +60,9 @@ def test_out_of_the_box_it_is_paper_with_the_numbers_of_the_design():
     settings = load()
     assert settings.BYBIT_ENV == "paper"
     assert settings.part(Parameters) == Parameters(7, 3.0, 1.5, 0.3, 0.5, 0.5, 0.2, 0.275, 0.05)
-    assert settings.part(Rules) == Rules(Decimal(10), 10, 0.2, 0.02)
+    assert settings.part(Rules) == Rules(Decimal(10), 10, 0.2, 0.02, stop_loss_pct=0.0)
+    assert settings.part(Caps) == Caps(100, 50, 10, cooldown_seconds=0)
+    assert settings.part(Limits) == Limits(daily_loss_pct=3.0, drawdown_pct=8.0)
     assert (settings.MAX_SLOTS, settings.MAX_SYMBOLS, settings.QUOTE_TTL_MS) == (100, 50, 5000)
 
 
@@ -88,6 +100,13 @@ def test_the_environment_wins_over_the_file_and_an_empty_one_means_the_default(m
         ("SIZE_USDT", "ten"),
         ("MAX_SLOTS", "501"),
         ("MAX_LOTS_PER_SYMBOL", "0"),
+        ("STOP_LOSS_PCT", "50.1"),
+        ("STOP_LOSS_PCT", "-1"),
+        ("COOLDOWN_SECONDS", "86401"),
+        ("COOLDOWN_SECONDS", "0.5"),
+        ("DAILY_LOSS_PCT", "101"),
+        ("DAILY_LOSS_PCT", "inf"),
+        ("DRAWDOWN_PCT", "-0.1"),
         ("QUOTE_TTL_MS", "999"),
         ("SHARDS", "9"),
         ("WORKER_SLOT", "16"),
@@ -113,7 +132,13 @@ def test_every_wrong_value_has_its_own_line(complaints):
     ]
 
 
-@pytest.mark.parametrize("name", ["BYBIT_APIKEY", "PAPER_SPED", "BB_LEN", "QUOTE_TTL", "DCA_STEP"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("BYBIT_APIKEY", "PAPER_SPED", "BB_LEN", "QUOTE_TTL", "DCA_STEP"),
+        *("DAILY_LOSS", "DRAWDOWN_PC", "STOP_LOSS", "COOLDOWN_S"),
+    ],
+)
 def test_an_unknown_name_of_our_families_in_the_environment_is_refused(complaints, name):
     assert complaints({name: "1"}) == [f"settings: {name}: no such setting (environment)"]
 
@@ -138,6 +163,7 @@ def test_an_unknown_name_in_the_file_is_refused_without_its_value(complaints):
         ({"BAND_EXIT_PCT": "0.4"}, "BAND_EXIT_PCT"),  # below BAND_OVERSHOOT_PCT = 0.5
         ({"BAND_PROXIMITY_PCT": "0.6"}, "BAND_EXIT_PCT"),  # above BAND_EXIT_PCT = 0.5
         ({"PAPER_FEED": "replay"}, "PAPER_DATA"),
+        ({"PAPER_FEED": "live", "PAPER_SPEED": "2"}, "PAPER_SPEED"),
         ({"INTERVAL": "5"}, "INTERVAL"),
     ],
 )
@@ -162,6 +188,24 @@ def test_real_money_needs_a_yes(complaints, monkeypatch):
     assert load().BYBIT_ENV == "mainnet"
 
 
+@pytest.mark.parametrize("host", sorted(LIVE_HOSTS))
+@pytest.mark.parametrize("env", ["testnet", "demo"])
+def test_an_address_of_real_money_needs_a_yes_whatever_the_environment_is_called(
+    complaints, monkeypatch, env, host
+):
+    name, scheme = ("BYBIT_REST_URL", "https") if "api" in host else ("BYBIT_STREAM_URL", "wss")
+    (line,) = complaints({"BYBIT_ENV": env, name: f"{scheme}://{host}", **KEYS})
+    assert line.startswith("settings: CONFIRM_LIVE: ")
+    monkeypatch.setenv("CONFIRM_LIVE", "yes")
+    assert env == load().BYBIT_ENV
+
+
+def test_paper_may_look_at_the_prices_of_the_real_market(monkeypatch):
+    """They are public: no key goes there, and no order."""
+    monkeypatch.setenv("PAPER_FEED", "live")
+    assert load().PAPER_LIVE_REST == "https://api.bybit.com"
+
+
 @pytest.mark.parametrize("env", ["testnet", "demo"])
 def test_no_money_needs_no_yes(monkeypatch, env):
     for name, value in {"BYBIT_ENV": env, **KEYS}.items():
@@ -181,6 +225,7 @@ def test_no_money_needs_no_yes(monkeypatch, env):
         ("BYBIT_REST_URL", "exchange.example"),  # no scheme: nothing can be reached by it
         ("BYBIT_STREAM_URL", "192.0.2.1:8801"),
         ("BYBIT_REST_URL", "http://[::1"),
+        ("BYBIT_REST_URL", "https://api.bybit.com"),
     ],
 )
 def test_paper_takes_no_address_beyond_loopback(complaints, name, address):

@@ -300,24 +300,29 @@ def test_stops_of_open_lots_come_back_whether_they_have_ended_or_not(path: Path)
         (order("dm-AAAUSDT-64-B"), False),
         (order("dm-AAAUSDT-64-Bx0", kind=msg.EXIT, side="Sell"), True),
         (order("dm-AAAUSDT-64-Ss", kind=msg.STOP), False),
+        (order("dm-AAAUSDT-67-B"), True),  # an entry of which no fill was heard
+        (order("dm-AAAUSDT-67-Bs", kind=msg.STOP, side="Sell"), False),
     ]
     lots = [lot(), lot("dm-AAAUSDT-65-B"), lot("dm-AAAUSDT-66-B", closed_ms=5)]
     lots.append(lot("dm-AAAUSDT-64-S")._replace(side="Sell"))
     with open_store(path) as store:
         store.write(Change("AAAUSDT", tuple(rows), tuple(lots)), row=1)
     with open_store(path) as store:
-        names = sorted(row.order_link_id for row in store.stops())
-        assert names == ["dm-AAAUSDT-64-Bs", "dm-AAAUSDT-64-Ss", "dm-AAAUSDT-65-Bs"]
+        names = [f"dm-AAAUSDT-{name}s" for name in ("64-B", "64-S", "65-B", "67-B")]
+        assert sorted(row.order_link_id for row in store.stops()) == names
         assert store.used_ms() == {("AAAUSDT", "Buy"): BAR}  # a stop uses up no bar
 
 
-def test_an_order_is_known_for_ever(path: Path) -> None:
+def test_how_an_order_stands_or_ended_is_known_for_ever(path: Path) -> None:
     with open_store(path) as store:
-        assert not store.knows(ID)
-        store.write(Change("AAAUSDT", ((order(), False),)), row=1)
+        assert store.status(ID) == ""
+        store.write(Change("AAAUSDT", ((order(reject_reason=""), True),)), row=1)
+        assert store.status(ID) == "New"
+        ended = order(status="NotAccepted", reject_reason="not at the exchange")
+        store.write(Change("AAAUSDT", ((ended, False),)), row=2)
     with open_store(path) as store:
-        assert store.knows(ID)
-        assert not store.knows("dm-AAAUSDT-65-B")
+        assert store.status(ID) == "NotAccepted not at the exchange"
+        assert store.status("dm-AAAUSDT-65-B") == ""
 
 
 def test_a_foreign_quantity_is_one_row_which_the_last_one_replaces(path: Path) -> None:

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from services.paper.faults import BadFault
 from services.paper.gate import Now
+from services.paper.journal import Journal
 from services.paper.market import MINUTE_MS, POINTS, Feed, Listing, Minute, Synthetic
 from services.paper.order import Row
+from services.paper.server import venue_of
 from services.paper.ticker import Ticker
 from services.paper.venue import Request, Response, Venue
 from shared.settings import PAPER_KEY, PAPER_SECRET, Settings
@@ -82,17 +84,29 @@ class Wire:
 
 
 class Desk:
-    """A venue and its clocks, all at the same speed; requests are signed."""
+    """A venue and its clocks, all at the same speed; requests are signed.
 
-    def __init__(self, feed: Feed | None = None, **changes: Any) -> None:
+    With a journal its account outlives it, and begins where the journal ends.
+    """
+
+    def __init__(
+        self,
+        feed: Feed | None = None,
+        journal: Journal | None = None,
+        at_ms: int = 0,
+        **changes: Any,
+    ) -> None:
         terms = {"PAPER_RATE_LIMIT": 100_000, "PAPER_IP_LIMIT": 10_000_000, "PAPER_BOOK": "bare"}
         config = Settings(_env_file=None, **terms | changes)
         ticker = Ticker(feed or Flat(), config.PAPER_TICKS)
-        ticker.warm_up(START)
+        ticker.warm_up(START + at_ms)
         self.kept: list[tuple[str, Row]] = []
-        self.venue = Venue(config, ticker, lambda pushes, at_ms: self.kept.extend(pushes))
+        if journal:
+            self.venue = venue_of(config, ticker, journal, START, START + at_ms)
+        else:
+            self.venue = Venue(config, ticker, lambda pushes, now_ms: self.kept.extend(pushes))
         self.matching = self.venue.matching
-        self.at_ms = 0
+        self.at_ms = at_ms
         self.headers: dict[str, str] = {}
 
     @property
@@ -538,6 +552,60 @@ def test_an_hour_in_which_everything_goes_wrong_adds_up(seed: int) -> None:
         assert kinds[f"{kind} taker"] > 0, kind
     assert kinds["Rejected"] > 0 and kinds["Cancelled"] > 0
     assert day.desk.matching.wallet.flows["deposits"] != 100_000
+
+
+# A restart of the process.
+
+
+def whole(desk: Desk) -> dict[str, Any]:
+    """All that a client can read of the account."""
+    reads = {
+        "open": ("/v5/order/realtime", {"settleCoin": "USDT", "limit": 50}),
+        "history": ("/v5/order/history", {"limit": 50}),
+        "executions": ("/v5/execution/list", {"limit": 100}),
+        "closed": ("/v5/position/closed-pnl", {"limit": 100}),
+        "positions": ("/v5/position/list", {"settleCoin": "USDT"}),
+        "wallet": ("/v5/account/wallet-balance", {"accountType": "UNIFIED"}),
+    }
+    return {name: desk.list(path, **terms) for name, (path, terms) in reads.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_restart_changes_nothing_of_the_account(tmp_path: Path, seed: int) -> None:
+    terms: dict[str, Any] = {"PAPER_SEED": seed, "PAPER_BALANCE_USDT": 100_000}
+    file = tmp_path / "paper.jsonl"
+    desk = Desk(synthetic(3, seed), Journal(file, {}), **terms)
+    trader = Trader(desk, seed)
+    for _ in range(300):
+        desk.run(4)
+        trader.act()
+    desk.run(60)
+    again = Desk(synthetic(3, seed), Journal(file, {}), desk.at_ms, **terms)
+    before, after = whole(desk), whole(again)
+    assert len(before["open"]) > 5 and len(before["executions"]) == 100 and before["closed"]
+    for name in before:
+        assert after[name] == before[name], name
+    assert again.matching.wallet.flows == desk.matching.wallet.flows
+    trader = Trader(again, seed)
+    trader.number = 10_000
+    for _ in range(100):
+        again.run(4)
+        trader.act()
+    flows = again.matching.wallet.flows
+    kept = flows["deposits"] + flows["realised"] - flows["fees"] - flows["funding"]
+    assert again.balance == kept
+    assert list(again.venue.auditor.lines) == []
+
+
+def test_funding_that_came_due_while_it_was_down_is_settled(tmp_path: Path) -> None:
+    file = tmp_path / "paper.jsonl"
+    desk = Desk(Flat(funding_min=2), Journal(file, {}))
+    desk.made(**taking(qty="10"))
+    desk.run(130)  # the first one is at 2 minutes
+    again = Desk(Flat(funding_min=2), Journal(file, {}), at_ms=7 * MINUTE_MS)
+    again.run(61)
+    rows = again.list("/v5/execution/list", execType="Funding")
+    assert [int(row["execTime"]) - START for row in rows] == [n * MINUTE_MS for n in (8, 6, 4, 2)]
 
 
 # Determinism.
@@ -1547,3 +1615,91 @@ def test_positions_come_in_pages_of_at_most_200() -> None:
     assert len(desk.list("/v5/position/list", settleCoin="USDT")) == 20
     names = [row["symbol"] for row in first["list"] + rest["list"]]
     assert len(set(names)) == 230
+
+
+# Whatever a client sends.
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(("", "0", "1", "-1", "1e9", "NaN", "Infinity", "1e-30", "9" * 45, "after:5")),
+    st.sampled_from((SYMBOL, "Buy", "Sell", "Market", "Limit", "PostOnly", "Partial", "99.0")),
+    st.sampled_from(("linear", "spot", "UNIFIED", "USDT", "1", "2", "rests", "StopOrder")),
+)
+VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=2), st.dictionaries(st.text(), SCALARS))
+FIELDS = (
+    *("category", "symbol", "side", "orderType", "qty", "price", "timeInForce", "orderLinkId"),
+    *("orderId", "reduceOnly", "closeOnTrigger", "takeProfit", "stopLoss", "tpslMode", "tpSize"),
+    *("tpOrderType", "tpLimitPrice", "slSize", "triggerPrice", "triggerDirection", "triggerBy"),
+    *("positionIdx", "buyLeverage", "sellLeverage", "mode", "settleCoin", "baseCoin", "cursor"),
+    *("limit", "startTime", "endTime", "openOnly", "orderFilter", "status", "interval", "start"),
+    *("end", "accountType", "execType", "orderStatus", "request", "trailingStop"),
+)
+GOOD = st.fixed_dictionaries({"category": st.just("linear"), "symbol": st.just(SYMBOL)})
+SENT = st.tuples(GOOD, st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8))
+KNOWN = sorted(Desk().venue.api.routes)
+
+
+def busy() -> Desk:
+    """A position with stops, and orders that rest and wait."""
+    desk = Desk()
+    desk.made(**taking(qty="5", takeProfit="110.0", stopLoss="90.0"))
+    desk.made(orderLinkId="rests", qty="3")
+    desk.made(orderLinkId="waits", triggerPrice="105.0", triggerDirection=1)
+    return desk
+
+
+@given(st.sampled_from(KNOWN), SENT)
+@settings(max_examples=200, deadline=None)
+def test_every_request_has_an_answer(
+    route: tuple[str, str], sent: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    desk, (method, path), params = busy(), route, sent[0] | sent[1]
+    if method == "GET":
+        body = "&".join(f"{name}={value}" for name, value in params.items())
+    else:
+        one = order() | params
+        body = json.dumps({"request": [one, params]} | one if "batch" in path else one)
+    response = desk.raw(method, path, body.encode("utf-8", "replace").decode())
+    assert response.status == 200
+    answer = json.loads(response.body)
+    assert isinstance(answer["retCode"], int) and isinstance(answer["result"], dict)
+    desk.run(61)
+    desk.trade("111.0")
+    assert desk.venue.auditor.breaches == 0
+    assert whole(desk)
+
+
+@given(
+    st.sampled_from(("/v5/public/linear", "/v5/private", "/v5/trade")),
+    st.lists(
+        st.one_of(
+            st.binary(max_size=20),
+            st.dictionaries(
+                st.sampled_from(("op", "args", "req_id", "reqId", "header")),
+                st.one_of(
+                    VALUES,
+                    st.sampled_from(("subscribe", "unsubscribe", "auth", "ping", "order.create")),
+                    st.sampled_from(("order.amend-batch", "order.cancel")),
+                    st.lists(st.sampled_from(("order", "wallet", f"tickers.{SYMBOL}")), max_size=3),
+                ),
+            ).map(lambda frame: json.dumps(frame).encode()),
+        ),
+        max_size=6,
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_frame_of_a_client_breaks_the_exchange(path: str, frames: list[bytes]) -> None:
+    desk = busy()
+    wire = Wire(desk, path)
+    if path != "/v5/public/linear":
+        wire.ask(auth_frame(desk.now))
+    for frame in frames:
+        desk.venue.sessions.heard(wire.session, frame, desk.now)
+        desk.run(1)
+    wire.heard()
+    wire.send({"op": "ping"})
+    assert [frame["op"] for frame in wire.heard() if "op" in frame][-1] in ("ping", "pong")

@@ -45,6 +45,11 @@ LOOK_S = 0.1  # how often a link looks after itself
 SOCKETS = {"public": "/v5/public/linear", "private": "/v5/private", "trade": "/v5/trade"}
 
 
+def at_venue(venue: Venue, now: Now) -> Now:
+    """The bot's moment by the exchange's clock."""
+    return venue.at(now.wall_ms, now.market_ms, now.mono_s)
+
+
 class Link:
     """One websocket and its supervision: ping, pong, silence, back-off, login, subscriptions."""
 
@@ -87,12 +92,15 @@ class Link:
     def say(self, frame: Any, now: Now) -> None:
         """One frame out."""
         if self._session:
-            self._door.venue.sessions.heard(self._session, orjson.dumps(frame), now)
+            self._door.venue.sessions.heard(
+                self._session, orjson.dumps(frame), at_venue(self._door.venue, now)
+            )
 
     def _open(self, now: Now) -> None:
         venue = self._door.venue
         down = now.mono_s < max(venue.down_until_s, venue.maintained_until_s)
-        self._session = None if down else venue.sessions.connect(SOCKETS[self.kind], "", now)
+        theirs = at_venue(venue, now)
+        self._session = None if down else venue.sessions.connect(SOCKETS[self.kind], "", theirs)
         if self._session is None:
             self.close("refused", now)
             return
@@ -248,7 +256,8 @@ class Door:
             "X-BAPI-SIGN": self._sign(f"{stamp}{key}{window}{query or body}"),
         }
         texts = {name: str(value) for name, value in given.items()}
-        answer = self.venue.http(Request(method, path, query, texts, headers, body), now)
+        asked = Request(method, path, query, texts, headers, body)
+        answer = self.venue.http(asked, at_venue(self.venue, now))
         self._late_s += min(answer.delay_s, bybit.REST_TIMEOUT_SECONDS)
         if answer.drop or answer.truncate or answer.delay_s > bybit.REST_TIMEOUT_SECONDS:
             raise bybit.lost("no answer")

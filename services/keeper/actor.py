@@ -167,6 +167,10 @@ class Keeper(Actor):
 
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
         """One fill. What was filled beyond its quantity is a limit of ours that was broken."""
+        ours = msg.parse_id(execution.order_link_id)
+        given_up = ours and ours[0] not in self._ledger.lots
+        if ours and given_up and self._store.status(ours[0]) == GIVEN_UP:
+            self._adopt({ours[0]}, now_ns)  # it did arrive
         said = self._keep(self._ledger.execute(execution), execution.recv_ns)
         breach, self._ledger.breach = self._ledger.breach, ""
         return [*said, *(self._stop_by(msg.CANCEL_ALL, breach, now_ns) if breach else ())]

@@ -77,7 +77,7 @@ class Ledger:
         """From disk: open orders and lots, every execution, the bars used, what is foreign."""
         self.row = row
         self.orders = {order.order_link_id: order for order in orders}
-        stops = list(stops)
+        stops = [*stops, *(order for order in self.orders.values() if order.kind == msg.STOP)]
         ended_stops = {order.order_link_id for order in stops} - self.orders.keys()
         self._stops = {order.order_id: order.order_link_id for order in stops}
         for symbol, at_ms in (closed_ms or {}).items():
@@ -187,8 +187,8 @@ class Ledger:
         )
 
     def incomplete(self) -> bool:
-        """Whether an order has ended whose executions are not all here."""
-        return any(order.status in TERMINAL for order in self.orders.values())
+        """Whether an order has been filled by executions that are not here."""
+        return any(self._filled[name] < o.cum_exec_qty for name, o in self.orders.items())
 
     def symbols(self) -> set[str]:
         """Every symbol that is not empty; each counts against the cap."""
@@ -370,7 +370,7 @@ class Ledger:
             self._ended = {name for name in self._ended if not name.startswith(lot.entry_id)}
         else:
             self.lots[lot.entry_id] = lot
-        return (*((lot,) if lot.bought else ()), *spilled[1:])
+        return (*((lot,) if lot.bought or lot.sold else ()), *spilled[1:])
 
     def _spill(self, lot: msg.Lot) -> tuple[msg.Lot, ...]:
         """What an exit sold beyond its own lot comes off the next ones, oldest first: the lot as it

@@ -118,9 +118,9 @@ class Store:
         return self._all("orders", "WHERE open = 1")
 
     def stops(self) -> list[msg.Order]:
-        """Every stop loss there ever was of a lot that is open, ended ones too."""
-        of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's') IN"
-        return self._all("orders", f"WHERE {of} (SELECT entry_id FROM lots WHERE closed_ms = 0)")
+        """Every stop loss of a lot that is not closed, ended ones too."""
+        of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's') NOT IN"
+        return self._all("orders", f"WHERE {of} (SELECT entry_id FROM lots WHERE closed_ms > 0)")
 
     def lots(self) -> list[msg.Lot]:
         """Lots that are open."""

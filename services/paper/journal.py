@@ -15,7 +15,7 @@ from services.paper.matching import Matching
 from services.paper.order import Row
 
 COMPACT_BYTES = 20_000_000
-KEPT_TOPICS = ("order", "execution", "leverage", "deposit")
+KEPT_TOPICS = ("order", "execution", "leverage", "deposit", "closed_pnl")
 
 
 class WrongMarket(ValueError):
@@ -58,6 +58,8 @@ class Journal:
                 matching.restore_leverage(line["leverage"])
             elif "order" in line:
                 matching.restore_order(line["order"], line.get("number", 0))
+            elif "closed_pnl" in line:
+                matching.closed_pnl.append(line["closed_pnl"])
             elif "deposit" in line:
                 matching.wallet.deposit(Decimal(line["deposit"]["amount"]))
             elif "execution" in line:

@@ -364,7 +364,8 @@ class Matching:
         ]
         orders = [{"order": o.row(), "number": o.number} for o in (*ended, *queued)]
         fills = [{"execution": row, "old": True} for row in self.executions[-KEEP_CLOSED:]]
-        return [head | {"number": self._number}, *orders, *fills]
+        closed = [{"closed_pnl": row} for row in self.closed_pnl[-KEEP_CLOSED:]]
+        return [head | {"number": self._number}, *orders, *fills, *closed]
 
     def restore_wallet(self, line: Row) -> None:
         """Balance and positions of a snapshot."""
@@ -403,6 +404,7 @@ class Matching:
             self.stops.waiting[order.symbol].append(order)
         elif order.status in RESTING:
             queue.insert(at, order)
+            order.ahead = self._queue(order) if order.symbol in self.books else ZERO
 
     def restored(self) -> None:
         """After the last line: orders by age."""
@@ -636,7 +638,9 @@ class Matching:
             self._open[symbol].remove(order)
         if result.closed:
             fees = result.entry_fees + fee * result.closed / qty
-            self.closed_pnl.append(rows.closed_pnl(order, result, price, fees, self.wallet, now_ms))
+            closed = rows.closed_pnl(order, result, price, fees, self.wallet, now_ms)
+            self.closed_pnl.append(closed)
+            self._pushes.append(("closed_pnl", closed))
             order.closed_pnl += result.realised - fees
         number, exec_id = self._identity("execution")
         trade = rows.Trade(qty, price, fee, rate, maker, result.closed, exec_type)

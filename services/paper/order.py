@@ -128,6 +128,7 @@ class Order:
             "closedPnl": f"{self.closed_pnl:f}",
             "lastPriceOnCreated": f"{self.last_created:f}",
             "reduceOnly": self.reduce_only,
+            "bracketId": self.bracket,
             "createdTime": str(self.created_ms),
             "updatedTime": str(self.updated_ms),
         }
@@ -142,7 +143,7 @@ class Order:
         order.closed_pnl = Decimal(row["closedPnl"])
         order.created_ms, order.updated_ms = int(row["createdTime"]), int(row["updatedTime"])
         order.last_created = Decimal(row["lastPriceOnCreated"])
-        order.bracket = row["parentOrderLinkId"]
+        order.bracket = row["bracketId"]
         return order
 
 

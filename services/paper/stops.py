@@ -165,8 +165,9 @@ class Stops:
         for leg, qty in parts:
             if qty > abs(size):
                 raise invalid(leg.size)
+        pair = ""
         for leg, qty in parts:
-            self._new(leg, "Partial", symbol, terms, qty, size, now_ms, "", f"{symbol} {now_ms}")
+            pair = self._new(leg, "Partial", symbol, terms, qty, size, now_ms, "", pair)
 
     def resize(self, symbol: str, size: Decimal, now_ms: int) -> None:
         """The position changed: its own take profit and stop loss go along, or end with it."""
@@ -202,7 +203,8 @@ class Stops:
         now_ms: int,
         parent_link: str = "",
         bracket: str = "",
-    ) -> None:
+    ) -> str:
+        """Make one; the bracket it belongs to."""
         limit = terms.get(leg.limit) if mode == "Partial" else None
         name = leg.name if mode == "Full" else f"Partial{leg.name}"
         params: Row = {
@@ -221,9 +223,10 @@ class Stops:
             "tpslMode": mode,
         }
         order = self._desk.new_order(params, Decimal(limit or 0), qty, now_ms)
-        order.status, order.bracket = "Untriggered", bracket
+        order.status, order.bracket = "Untriggered", bracket or order.order_id
         self.waiting[symbol].append(order)
         self._desk.say(order)
+        return order.bracket
 
 
 def bracket(

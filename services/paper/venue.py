@@ -517,6 +517,7 @@ class Venue:
         changed: Row = {name: number(fault, name) for name in names if name in fault}
         listings = self.matching.listings
         listings[symbol] = listings[symbol]._replace(**changed)
+        self.auditor.regridded(symbol, now)
         tick = listings[symbol].tick_size
         self.matching.start(symbol, max(self.matching.last[symbol] // tick, Decimal(1)) * tick)
 

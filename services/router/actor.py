@@ -1,5 +1,6 @@
 """router: quotes and positions in, orders out. Owns order entry and nothing that must last."""
 
+import math
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -81,6 +82,9 @@ class Router(Actor):
             return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
         if isinstance(message, msg.Quote):
             heard = self._quotes.get(message.symbol)
+            if not _sane(message):
+                self.counters["absurd_quotes"] += 1
+                return []
             if heard and heard[0].ts_ms > message.ts_ms:
                 return []
             self._quotes[message.symbol] = (message, now_ns)
@@ -153,8 +157,9 @@ class Router(Actor):
             if not _older(mode.version, self._positions[symbol].version):
                 self._settle(msg.Position(symbol, mode.version, (), ()))
                 del self._positions[symbol]
-        symbols = sorted({*self._positions, *self._quotes}) if changed else ()
-        return [m for symbol in symbols for m in self._converge(symbol, now_ns)]
+        symbols = {*self._positions, *self._quotes} if changed else set()
+        nearest = sorted(symbols, key=self._distance)
+        return [m for symbol in nearest for m in self._converge(symbol, now_ns)]
 
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """One-way mode, or leverage 1 of a symbol."""
@@ -369,8 +374,12 @@ class Router(Actor):
         return [m for symbol in waiting for m in self._converge(symbol, now_ns)]
 
     def _urgency(self, symbol: str) -> tuple[bool, float, str]:
+        return (not self._waiting[symbol], *self._distance(symbol))
+
+    def _distance(self, symbol: str) -> tuple[float, str]:
+        """The nearest quote comes first, ties by symbol."""
         quote = self._quotes.get(symbol)
-        return (not self._waiting[symbol], abs(quote[0].distance_pct) if quote else 0.0, symbol)
+        return (abs(quote[0].distance_pct) if quote else 0.0, symbol)
 
     def _overdue(self, now_ns: int) -> list[msg.Message]:
         """Commands past their deadline: unknown if unanswered. Forget orders that are no more."""
@@ -415,6 +424,14 @@ class Router(Actor):
         zero, why = Decimal(0), f"SIZE_USDT {self._rules.size_usdt} is below its {reason}"
         terms = (f"dm-{symbol}", 0, "create", symbol, "", zero, zero, "", False, 0, now_ns)
         return msg.OrderRequest(*terms, outcome="refused", reason=why)
+
+
+def _sane(quote: msg.Quote) -> bool:
+    """Whether its numbers are numbers: what is not never gets near an order."""
+    numbers = (quote.price, quote.take_profit_pct, quote.last, quote.distance_pct)
+    if quote.zone == msg.NONE:
+        return math.isfinite(quote.last)
+    return all(map(math.isfinite, numbers)) and min(numbers[:3]) > 0
 
 
 def _bucket(request: msg.OrderRequest) -> str:

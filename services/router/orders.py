@@ -106,7 +106,8 @@ def _entry(
     if resting:
         if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
             return None
-        reached = (last - resting.price) * sign(resting.side) <= 0
+        too_far = abs(price / last - 1) > GUARD
+        reached = too_far or (last - resting.price) * sign(resting.side) <= 0
         as_it_is = Wanted.of(resting)
         return as_it_is if reached else as_it_is._replace(price=price)  # never away from a fill
     if quote.zone != msg.ARM or entry_gate(position, quote, mode, instrument, last, rules):
@@ -151,9 +152,8 @@ def entry_gate(
 def _entry_price(quote: msg.Quote, instrument: msg.Instrument, last: Decimal) -> Decimal:
     """The quote's price, or one tick behind the last price if that is already there."""
     price = round_price(decimal_of(quote.price), quote.side, instrument)
-    if quote.side == BUY:
-        return min(price, last - instrument.tick_size)
-    return max(price, last + instrument.tick_size)
+    behind = round_price(last - sign(quote.side) * instrument.tick_size, quote.side, instrument)
+    return min(price, behind) if quote.side == BUY else max(price, behind)
 
 
 def _adds(lots: tuple[msg.Lot, ...], quote: msg.Quote, price: Decimal, rules: Rules) -> str:
@@ -183,9 +183,10 @@ def _exit(
     elif quote and quote.side == side and quote.zone != msg.NONE:
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
     price = round_price(price, side, instrument)
-    return Wanted(
-        msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, lot.bought - lot.sold_before
-    )
+    qty = min(
+        lot.bought - lot.sold_before, instrument.max_order_qty
+    )  # the next exit sells the rest
+    return Wanted(msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, qty)
 
 
 def stop_price(
