@@ -27,11 +27,13 @@ FAMILIES = (
     "BAND_",
     "BB_",
     "BYBIT_",
+    "COOLDOWN_",
     "DAILY_",
     "DCA_",
     "DRAWDOWN_",
     "PAPER_",
     "QUOTE_",
+    "STOP_LOSS",
 )  # a typo in these is an error
 Part = TypeVar("Part", bound=NamedTuple)
 

@@ -130,14 +130,17 @@ def test_signal_dedup_lost_on_restart(tmp_path):
 
 def test_rest_call_on_the_signal_thread_delays_500_symbols():
     stage = Theatre()
-    stage.fault("http", "delay", path="/v5/market", ms=4_500, times=0)
-    stage.fault("http", "delay", path="/v5/execution", ms=4_500, times=0)
-    stage.run(5)
-    for symbol in SYMBOLS:
-        at_ms = stage.replay.now().market_ms
+    stage.fault("http", "delay", path="/v5/", ms=4_500, times=0)  # orders go by socket, late too
+    stage.fault("ws", "mute", kind="public", topic=f"kline.1.{C}", for_s=60)
+    stage.run(60)
+    stage.until(lambda: stage.replay.ingestor._feed._symbols[C].asked, within=10)
+    for symbol in (A, B):  # while the bars of C are on their way
+        at_ns = stage.replay.now().market_ms * 1_000_000
         stage.to(symbol, "99.8")
         (request,) = stage.sent("create", symbol)
-        assert (request.recv_ns, request.decided_ns) == (at_ms * 10**6, at_ms * 10**6)
+        assert (request.recv_ns, request.decided_ns) == (at_ns, at_ns)
+    assert stage.replay.ingestor._feed._symbols[C].asked
+    stage.heal()
     stage.run(10)
     stage.end()
 

@@ -527,7 +527,7 @@ def test_a_refusal_leaves_nothing_behind() -> None:
 # Caps, against a model that knows nothing of the ledger's ways.
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT")
-SLOTS, NAMES, LOTS = 3, 2, 2
+SLOTS, NAMES, LOTS = 4, 2, 3
 
 
 class Entry:
@@ -633,9 +633,31 @@ class World:
         side = "Sell" if entry.side == "Buy" else "Buy"
         if qty and {e.side for e in mine} == {entry.side}:
             self.book.execute(foreign(side, qty, self.now_ms, symbol=entry.symbol))
-            for other in sorted(mine, key=lambda e: e.opened_ms):
-                part = min(qty, other.left)
-                other.sold, qty = other.sold + part, qty - part
+            self.sell(entry.symbol, qty)
+
+    def sell(self, symbol: str, qty: int) -> None:
+        """So much of a symbol, the oldest lot first."""
+        mine = [e for e in self.entries.values() if e.symbol == symbol and e.left > 0]
+        for entry in sorted(mine, key=lambda e: e.opened_ms):
+            part = min(qty, entry.left)
+            entry.sold, qty = entry.sold + part, qty - part
+
+    def race(self, name: str, qty: int) -> None:
+        """While an exit rests, somebody sells of the oldest lots; then the exit fills whole."""
+        entry = self.entries[name]
+        others = [e for e in self.entries.values() if e.symbol == entry.symbol and e is not entry]
+        qty = min(qty, sum(e.left for e in others))
+        if not (entry.ended and entry.left and qty):
+            return
+        exit_id, whole = msg.exit_id(name, self.book.lots[name].exits), entry.left
+        self.book.update(said(exit_id, "New", 0, self.now_ms + 1, whole))
+        self.manual(name, qty)
+        self.now_ms += 1
+        self.book.execute(fill(exit_id, whole, self.now_ms))
+        self.book.update(said(exit_id, "Filled", whole, self.now_ms, whole))
+        rest = entry.left
+        entry.sold += rest  # what it sold beyond its own lot came off the next ones
+        self.sell(entry.symbol, whole - rest)
 
     def check(self) -> None:
         held = [e for e in self.entries.values() if e.held]
@@ -650,25 +672,40 @@ class World:
             assert self.book.held().get(symbol, 0) == qty
         assert self.book.breach == ""
 
+    def buy(self, symbol: str, side: str) -> None:
+        """An entry that fills whole, if it is granted."""
+        before = len(self.entries)
+        self.ask(symbol, side)
+        if len(self.entries) > before:
+            self.fill([*self.entries][-1], 10)
 
-DEEDS = ("fill", "fill", "cancel", "close", "stop", "dust", "manual")
+    def doable(self, act: str) -> list[str]:
+        """Entries with which an act makes a difference."""
+        entries = self.entries.items()
+        if act in ("fill", "cancel"):
+            return [name for name, entry in entries if not entry.ended]
+        return [name for name, entry in entries if entry.ended and entry.left]
+
+
+DEEDS = ("fill", "cancel", "close", "stop", "dust", "dust", "manual", "race", "race")
 ACTS = st.one_of(
-    st.tuples(st.just("ask"), st.sampled_from(SYMBOLS), st.sampled_from(("Buy", "Sell"))),
+    st.tuples(
+        st.sampled_from(("ask", "buy", "buy")),
+        st.sampled_from((*SYMBOLS, SYMBOL, SYMBOL)),
+        st.sampled_from(("Buy", "Buy", "Sell")),
+    ),
     st.tuples(st.sampled_from(DEEDS), st.integers(0, 9), st.integers(1, 10)),
 )
 
 
-@given(st.lists(ACTS, max_size=60))
+@given(st.lists(ACTS, min_size=10, max_size=60))
 @settings(max_examples=150, deadline=None)
 def test_no_sequence_of_grants_and_what_comes_of_them_exceeds_a_cap(acts: list[Any]) -> None:
     world = World()
     for act, which, what in acts:
-        if act == "ask":
-            world.ask(which, what)
-        elif world.entries:
-            names = [name for name, entry in world.entries.items() if entry.held] or [
-                *world.entries
-            ]
+        if act in ("ask", "buy"):
+            getattr(world, act)(which, what)
+        elif names := world.doable(act) or [*world.entries]:
             getattr(world, act)(names[which % len(names)], what)
         world.check()
 
@@ -739,6 +776,18 @@ def test_a_foreign_execution_that_reduces_our_lots_closes_them_oldest_first() ->
     assert lots == {second: Decimal(7)}  # 10 + 10 - 13: the first is gone, 3 of the second
     assert book.position(SYMBOL).foreign_qty == 0
     assert book.held() == {SYMBOL: Decimal(7)}
+
+
+def test_what_an_exit_sold_beyond_its_own_lot_comes_off_the_next_one() -> None:
+    """Its lot was closed by hand while it rested: 10 + 10 - 10 - 3."""
+    book, exit_id = two(ledger(), second=10), msg.exit_id(ENTRY, 0)
+    book.update(said(exit_id, "New", 0, BAR + 2 * MINUTE))
+    book.execute(foreign("Sell", 10, BAR + 3 * MINUTE))
+    book.execute(fill(exit_id, 3, BAR + 4 * MINUTE, price=101))
+    book.update(said(exit_id, "Cancelled", 3, BAR + 4 * MINUTE))
+    (lot,) = book.position(SYMBOL).lots
+    assert (lot.entry_id, lot.bought, lot.sold, lot.sold_before) == (LATER, 10, 3, 3)
+    assert (book.held(), book.foreign[SYMBOL], book.slots()) == ({SYMBOL: Decimal(7)}, 0, 1)
 
 
 def test_what_a_foreign_execution_leaves_after_our_lots_is_foreign() -> None:

@@ -246,9 +246,9 @@ def test_I5_an_entry_that_rests_is_not_moved_far_from_the_last_price(price):
     stage = Theatre()
     stage.rest(A)
     stage.quote(A, price=price)
-    assert not stage.sent("amend", A)
     stage.run(3)
-    assert [order.price for order in stage.entries(A)] == [Decimal("99.5")]
+    assert not stage.sent("amend", A)
+    assert {order.price for order in stage.at_venue(A)} <= {Decimal("99.5")}  # there, or cancelled
     stage.end()
 
 

@@ -112,7 +112,7 @@ FAILURES = {
         "CREATE TRIGGER full BEFORE INSERT ON executions WHEN NEW.exec_id = 'exec-2' "
         "BEGIN SELECT RAISE(ABORT, 'disk full'); END",
         execution(2),
-        sqlite3.Error,
+        Unwritable,
     ),
 }
 

@@ -5,13 +5,14 @@ Owns grants, orders, executions, lots, caps and the mode. Never creates or amend
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
 from services.keeper.losses import Limits, Losses
 from services.keeper.reconcile import TRUST_NS, Reconcile
-from services.keeper.store import Store
+from services.keeper.store import Store, Unwritable
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of
@@ -21,6 +22,7 @@ EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
+UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
 INCOMPLETE_NS = 2_000_000_000  # an order has ended, its executions are missing: look again
@@ -60,6 +62,8 @@ class Keeper(Actor):
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
         self._operator, self._linked = (msg.RUN, ""), False
         self._stream_heard = True  # since the last round began
+        self._unwritten: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._disk = ""  # why it takes nothing
         self._checked = True  # that the key moves no funds; asked again if nobody answered
         self._said_mode = ("", "")
         self._router_ns = self._cancelled_ns = self._market_ns = self._clock_ns = 0
@@ -97,7 +101,7 @@ class Keeper(Actor):
         if isinstance(message, msg.OrderRequest):
             return self._command(message, now_ns)
         if isinstance(message, msg.Touch):
-            self._store.outcome(message, final=False)
+            self._put(self._store.outcome, message, False)
         if isinstance(message, msg.Health) and message.service == "router":
             self._router_ns = now_ns
         elif isinstance(message, msg.Health):
@@ -121,7 +125,7 @@ class Keeper(Actor):
             self._operator = (request.mode, "operator")
             if request.mode == msg.RUN:
                 self._losses.forgive()
-                self._store.note("losses", self._losses.text)
+                self._note("losses", self._losses.text)
             return [self._mode(now_ns, request.who)]
         if isinstance(request, msg.Control):
             return []
@@ -140,6 +144,8 @@ class Keeper(Actor):
         if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
         messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
+        if self._unwritten:
+            self._put(lambda: None)
         self.ready = self._linked and self._reconcile.trusted
         self.note = f"{self._ledger.open_lots()} lots, {len(self._ledger.orders)} orders"
         self.counters["executions"] = self._ledger.execution_count
@@ -153,16 +159,34 @@ class Keeper(Actor):
         self._store.close()
         return []
 
+    def _put(self, write: Callable[..., None], *values: Any) -> None:
+        """To the disk, after what it did not take before; what it does not take now waits."""
+        self._unwritten.append((write, values))
+        if len(self._unwritten) > UNWRITTEN_LIMIT:
+            raise RuntimeError(f"{len(self._unwritten)} writes wait for the disk: {self._disk}")
+        try:
+            while self._unwritten:
+                first, its = self._unwritten[0]
+                first(*its)
+                self._unwritten.popleft()
+        except Unwritable as error:
+            self._disk = f"disk: {error}"
+        else:
+            self._disk = ""
+
+    def _note(self, name: str, value: object) -> None:
+        self._put(self._store.note, name, value)
+
     def _keep(self, change: Change, recv_ns: int = 0, durable: bool = False) -> list[msg.Message]:
         """On disk first, then said. Nothing changed: nothing said."""
         if not change.symbol:
             return []
-        self._store.write(change, self._ledger.row, durable)
+        self._put(self._store.write, change, self._ledger.row, durable)
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
             if not is_open and order.kind == msg.ENTRY:
-                self._store.outcome(_touch(order, _outcome(order)), final=True)
+                self._put(self._store.outcome, _touch(order, _outcome(order)), True)
         return [self._ledger.position(change.symbol)._replace(recv_ns=recv_ns)]
 
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
@@ -185,11 +209,15 @@ class Keeper(Actor):
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now(now_ns)[0])
         touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
-        self._store.outcome(touch, final=not (reason and self._store.status(ask.order_link_id)))
+        final = not (reason and self._store.status(ask.order_link_id))
+        self._put(self._store.outcome, touch, final)
         if reason:
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
         said = self._keep(change, durable=True)
+        if self._disk:  # no intent on disk, no order
+            undone = self._keep(self._ledger.finish(ask.order_link_id, "Refused", "disk"))
+            return [msg.Grant(ask.order_link_id, False, "disk"), *undone, self._mode(now_ns)]
         self._granted_ns[ask.order_link_id] = now_ns
         self.counters["grants"] += 1
         return [msg.Grant(ask.order_link_id, True), *said]
@@ -199,7 +227,7 @@ class Keeper(Actor):
         next lot's."""
         if request.outcome != "refused":
             return []
-        self._store.refusal(request, self._wall_ms())
+        self._put(self._store.refusal, request, self._wall_ms())
         if request.ret_code == WRONG_TIME:
             self._clock_ns = now_ns
         if request.action != "create":
@@ -214,8 +242,8 @@ class Keeper(Actor):
         drawdown = self._losses.seen(wallet.total_equity, self._wall_ms())
         if now_ns - self._equity_ns >= EQUITY_NS or drawdown or self._losses.trigger() != before:
             self._equity_ns = now_ns
-            self._store.equity(wallet, self._wall_ms())
-            self._store.note("losses", self._losses.text)
+            self._put(self._store.equity, wallet, self._wall_ms())
+            self._note("losses", self._losses.text)
         stop = self._stop_by(msg.FLATTEN, drawdown, now_ns) if drawdown else []
         return [wallet, *stop]
 
@@ -258,7 +286,7 @@ class Keeper(Actor):
         self._stream_heard = False
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
-        self._store.note("since_ms", self._until_ms)
+        self._note("since_ms", self._until_ms)
         open_ids = {n for row in snapshot["orders"] for n in (row.order_link_id, row.order_id)} - {
             ""
         }
@@ -307,7 +335,7 @@ class Keeper(Actor):
             self._mode(now_ns, "keeper")
         executions = () if ours else snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
-        self._store.note("born_ms", self._ledger.born_ms)
+        self._note("born_ms", self._ledger.born_ms)
         return self._adopt(ours, now_ns)
 
     def _adopt_holdings(self) -> list[msg.Message]:
@@ -351,6 +379,8 @@ class Keeper(Actor):
         triggers = [self._operator]
         if lost := self._losses.trigger():
             triggers.append(lost)
+        if self._disk:
+            triggers.append((msg.REDUCE_ONLY, self._disk))
         if now_ns - self._market_ns > STALE_NS:
             triggers.append((msg.NO_ENTRY, "market data lost"))
         if self._clock_ns and now_ns - self._clock_ns < CLOCK_NS:
@@ -368,7 +398,7 @@ class Keeper(Actor):
         said = self._ledger.mode(mode, reason, len(self._reconcile.differences))
         if (mode, reason) != self._said_mode or who:
             self._said_mode = (mode, reason)
-            self._store.mode(said, self._operator, who, self._wall_ms())
+            self._put(self._store.mode, said, self._operator, who, self._wall_ms())
         return said
 
 

@@ -13,7 +13,7 @@ NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
 MARGIN_NS = 3_000_000_000  # ... and only after SEND_NS, recv_window and this since its grant
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
 ROUND_NS = 30_000_000_000  # a round that is not answered by then is given up
-MAX_QUERIES = 10  # single orders asked for at once
+MAX_QUERIES = 25  # single orders asked for at once
 SEEN_TWICE = 2  # one difference may be a push on its way
 
 

@@ -35,6 +35,10 @@ CREATE INDEX lots_open ON lots (closed_ms);
 """
 
 
+class Unwritable(Exception):
+    """The disk takes nothing: full, failing or gone."""
+
+
 class Store:
     """`path` may be ":memory:". `account` names whose ledger this is; another one is refused."""
 
@@ -69,24 +73,23 @@ class Store:
     def outcome(self, touch: msg.Touch, final: bool) -> None:
         """What came of a touched band. `final` is the ledger's own word and wins."""
         verb = "REPLACE" if final else "IGNORE"
-        self._db.execute(f"INSERT OR {verb} INTO outcomes VALUES (?, ?, ?, ?, ?)", touch)
+        self._do(f"INSERT OR {verb} INTO outcomes VALUES (?, ?, ?, ?, ?)", touch)
 
     def refusal(self, request: msg.OrderRequest, wall_ms: int) -> None:
         """What the exchange, or the router for it, refused to do."""
         head = (request.order_link_id, request.command, request.symbol)
         values = (*head, request.ret_code, request.reason, wall_ms)
-        self._db.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._do("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
         """One snapshot of the account."""
         values = (wall_ms, str(wallet.total_equity), str(wallet.total_wallet_balance))
-        self._db.execute("INSERT OR REPLACE INTO equity VALUES (?, ?, ?)", values)
+        self._do("INSERT OR REPLACE INTO equity VALUES (?, ?, ?)", values)
 
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
         values = (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms)
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("INSERT INTO modes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._do("INSERT INTO modes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def operator(self) -> tuple[str, str]:
         """The mode that was asked for last, and why: RUN if nobody ever asked for anything."""
@@ -101,8 +104,7 @@ class Store:
 
     def note(self, name: str, value: object) -> None:
         """Keep one value, as text, durably: since_ms, born_ms, losses."""
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
+        self._do("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
 
     def noted(self, name: str) -> str:
         """`since_ms`: market time up to which every execution was read. `born_ms`: the last
@@ -169,6 +171,14 @@ class Store:
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _do(self, statement: str, values: Iterable[Any]) -> None:
+        """One durable write of its own. Raises Unwritable."""
+        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            self._db.execute(statement, tuple(values))
+        except sqlite3.Error as error:
+            raise Unwritable(f"{error}") from error
+
     def _put(self, table: str, values: Iterable[Any]) -> None:
         row = [value if isinstance(value, int) else str(value) for value in values]
         marks = ", ".join("?" * len(row))
@@ -190,7 +200,15 @@ class _Transaction:
         self._db = db
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise Unwritable(f"{error}") from error
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+    def __exit__(self, kind: object, wrong: object, _: object) -> None:
+        try:
+            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        except sqlite3.Error as error:
+            raise Unwritable(f"{error}") from error
+        if isinstance(wrong, sqlite3.Error):
+            raise Unwritable(f"{wrong}") from wrong

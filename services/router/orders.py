@@ -100,13 +100,13 @@ def _entry(
     if quote is None or last is None or quote.zone == msg.NONE or not mode_allows(mode):
         return None
     price = _entry_price(quote, instrument, last)
-    if price <= 0 or position.foreign_qty or position.no_entry == "foreign_order":
+    if position.foreign_qty or position.no_entry == "foreign_order":
         return None
     resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
     if resting:
         if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
             return None
-        too_far = abs(price / last - 1) > GUARD
+        too_far = price <= 0 or abs(price / last - 1) > GUARD
         reached = too_far or (last - resting.price) * sign(resting.side) <= 0
         as_it_is = Wanted.of(resting)
         return as_it_is if reached else as_it_is._replace(price=price)  # never away from a fill
