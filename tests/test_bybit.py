@@ -352,7 +352,7 @@ def test_an_entry_that_waited_too_long_for_a_thread_is_not_sent(change, sent):
 def test_a_ban_stops_every_read_and_order_for_its_time():
     wire = Wire(BANNED)
     said = wire.fetch("wallet")
-    assert (said.rows, said.ret_code) == ((), -1)
+    assert (said.rows, said.ret_code) == ((), 403)
     assert "403" in said.error
     wire.now_ns += bybit.BAN_SECONDS * NS - 1
     said = wire.fetch("wallet")

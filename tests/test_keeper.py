@@ -28,6 +28,9 @@ EXIT = msg.exit_id(ENTRY, 0)
 FLAT = msg.Position(SYMBOL, ("", 0), (), ())
 
 
+TOUCH = msg.Touch(ENTRY, SYMBOL, "Buy", BAR, "budget")
+
+
 def ask(symbol: str = SYMBOL, bar_ms: int = BAR, side: str = "Buy") -> msg.Ask:
     name, ten = msg.entry_id(symbol, side, bar_ms), Decimal(10)
     return msg.Ask(name, symbol, side, bar_ms, Decimal(100), ten, Decimal("0.5"), 0, 0)
@@ -898,6 +901,103 @@ def test_an_exit_that_grew_with_its_lot_is_no_breach() -> None:
     assert desk.full().mode.slots == 0
 
 
+# A disk that takes nothing.
+
+
+class Disk:
+    """The file of a ledger, which can be made to take nothing, and to take everything again."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = sqlite3.connect(path, isolation_level=None)
+
+    def full(self, *tables: str) -> None:
+        for table in tables or ("orders", "executions", "lots", "outcomes", "modes", "refusals"):
+            stop = "SELECT RAISE(ABORT, 'database or disk is full')"
+            self._db.execute(
+                f"CREATE TRIGGER full_{table} BEFORE INSERT ON {table} BEGIN {stop}; END"
+            )
+
+    def heal(self) -> None:
+        for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'"):
+            self._db.execute(f"DROP TRIGGER {name}")
+
+    def rows(self, query: str) -> list[Any]:
+        return list(self._db.execute(query))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Any:
+    Desk(tmp_path / "state.db")
+    found = Disk(tmp_path / "state.db")
+    with closing(found._db):
+        yield found
+
+
+def test_without_an_intent_on_disk_there_is_no_order(disk: Disk, tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state.db", MAX_SLOTS=1).run()
+    disk.full("orders")
+    messages = desk.ask(ask())
+    assert grant_in(messages) == msg.Grant(ENTRY, False, "disk")
+    (mode,) = [m for m in messages if isinstance(m, msg.Mode)]
+    assert (mode.mode, mode.slots) == (msg.REDUCE_ONLY, 0)
+    assert mode.reason == "disk: database or disk is full"
+    assert grant_in(desk.ask(ask(OTHER))).reason == "halted"
+    disk.heal()
+    desk.tick(1)
+    assert desk.mode == msg.RUN  # by itself: nothing was lost
+    assert grant_in(desk.ask(ask(OTHER))).granted
+    assert desk.outcomes()[ENTRY] == "refused"
+    assert disk.rows("SELECT order_link_id, status FROM orders WHERE open = 1") == [
+        (msg.entry_id(OTHER, "Buy", BAR), "Granted")
+    ]
+
+
+def test_facts_that_the_disk_does_not_take_are_said_and_written_later(
+    disk: Disk, tmp_path: Path
+) -> None:
+    """A lot needs its exit, whatever the disk does."""
+    desk = Desk(tmp_path / "state.db").run().granted()
+    disk.full()
+    facts = [fill(ENTRY, 4), fill(ENTRY, 6, BAR + 3), said(ENTRY, "Filled", 10, BAR + 3)]
+    for fact in facts:
+        position = desk.hear(fact)[1]
+    assert (position.lots[0].bought, position.orders) == (10, ())
+    assert desk.mode == msg.REDUCE_ONLY
+    assert disk.rows("SELECT * FROM executions") == []
+    desk.tick(1)
+    assert desk.mode == msg.REDUCE_ONLY
+    disk.heal()
+    desk.tick(1)
+    assert desk.mode == msg.RUN
+    again = Desk(tmp_path / "state.db")
+    assert again.full().positions == desk.full().positions  # versions too: all, and in order
+    assert again.outcomes() == {ENTRY: "filled"}
+
+
+def test_what_waits_for_the_disk_comes_before_what_is_new(disk: Disk, tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state.db").run().granted()
+    disk.full("outcomes")
+    desk.hear(said(ENTRY, "Cancelled"))  # the order's row is taken, its outcome is not
+    assert desk.mode == msg.REDUCE_ONLY
+    disk.heal()
+    desk.hear(TOUCH)
+    assert desk.outcomes() == {ENTRY: "cancelled"}
+    assert desk.mode == msg.RUN
+
+
+def test_a_process_that_keeps_too_much_for_its_disk_ends(
+    disk: Disk, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Its memory is no disk: what it still knows, the exchange tells the next one."""
+    monkeypatch.setattr("services.keeper.actor.UNWRITTEN_LIMIT", 3)
+    desk = Desk(tmp_path / "state.db").run()
+    disk.full("outcomes")
+    for _ in range(3):
+        desk.hear(TOUCH)
+    with pytest.raises(RuntimeError, match="4 writes wait for the disk"):
+        desk.hear(TOUCH)
+
+
 # Whose silence stops entries.
 
 
@@ -974,9 +1074,6 @@ def test_an_entry_that_never_arrived_is_not_accepted() -> None:
     for _ in range(7):
         desk.tick(1)
     assert desk.outcomes() == {ENTRY: "not_accepted"}
-
-
-TOUCH = msg.Touch(ENTRY, SYMBOL, "Buy", BAR, "budget")
 
 
 def test_a_touch_without_an_order_is_kept_as_the_router_says_it() -> None:

@@ -161,6 +161,29 @@ def test_A3_a_create_that_arrives_late_is_adopted_or_is_too_late_for_good(delive
 
 
 @routes
+@pytest.mark.parametrize("lies", [1, 2])
+def test_A2_one_not_found_or_two_prove_nothing(route, lies):
+    """For 8 s nobody answers, then the order is not found, then it is there."""
+    stage = staged(route)
+    stage.fault("http", "drop_after", path=CREATE)
+    stage.fault("ws", "mute", kind="private", topic="order")
+    stage.fault("http", "status", path="/v5/order/", method="GET", status=502, times=0, for_s=8.5)
+    arm(stage)
+    stage.run(7)
+    assert (stage.ledger.slots(), stage.entries()[0].status) == (1, "Granted")
+    for path in ("/v5/order/realtime", "/v5/order/history"):
+        stage.fault("http", "partial", path=path, k=0, times=0)
+    for _ in range(lies):
+        stage.run(1)
+    assert stage.replay.keeper._reconcile._absent[NAME] == lies
+    assert (stage.ledger.slots(), stage.entries()[0].status) == (1, "Granted")
+    stage.heal()
+    stage.run(2)
+    assert (adopted(stage), stage.ledger.slots()) == (True, 1)
+    finish(stage)
+
+
+@routes
 def test_A3_an_order_given_up_for_lost_is_taken_back_when_it_turns_up(route):
     """Old data by REST and a silent stream prove wrongly that it never arrived."""
     stage = staged(route)
@@ -326,6 +349,25 @@ def test_A9_what_was_filled_before_the_cancel_is_the_position_and_the_rest_is_go
     assert [(o.qty, o.trigger) for o in stage.stops()] == [(D("0.18"), D("97.5"))] * bool(stop_pct)
     stage.to(A, "103.5", 2)  # take profit
     assert (stage.held(), stage.ledger.slots(), stage.stops()) == (0, 0, [])
+    finish(stage)
+
+
+@pytest.mark.parametrize("seed", [105, 107])
+def test_A9_a_lot_bought_in_parts_may_have_one_stop_after_the_other(seed):
+    """0.18 are bought and sold again, which ends their stop; then 0.32, which get another."""
+    stage = staged(STOP_LOSS_PCT=2.0, PAPER_SEED=seed)
+    stage.rest()
+    stage.fault("match", "partial", symbol=A, share="0.37")
+    hit(stage, DEEP)
+    stage.run(1)
+    hit(stage, "100.0")
+    stage.run(1)
+    assert (stage.held(), stage.stops(), len(stage.entries())) == (0, [], 1)
+    stage.to(A, DEEP, 2)
+    assert [(o.qty, o.trigger) for o in stage.stops()] == [(D("0.32"), D("97.5"))]
+    stage.agree()  # the ledger knows it
+    stage.to(A, "97.4", 2)
+    assert (stage.held(), stage.lots(), stage.stops()) == (0, [], [])
     finish(stage)
 
 
@@ -690,6 +732,26 @@ def test_A15_a_person_who_sells_our_lot_closes_it_oldest_first():
     stage.run(2)
     assert (stage.lots(), stage.exits(), stage.ledger.foreign[A]) == ([], [], D("-0.10"))
     assert stage.ledger.slots() == 1
+    finish(stage)
+
+
+@routes
+def test_A15_a_person_who_trades_against_a_resting_entry_leaves_us_the_rest(route):
+    """0.10 are sold by hand, then the entry buys 0.50 before its cancel gets through: 0.40."""
+    stage = staged(route, **WIDE)
+    stage.rest()
+    stage.fault("http", "drop_before", path=CANCEL, times=0)
+    stage.fault("venue", "foreign_fill", symbol=A, side="Sell", qty="0.10")
+    stage.run(1)
+    assert stage.sent("cancel")
+    stage.to(A, DEEP, 3)
+    assert stage.held() == D("0.40")
+    assert sum(x.bought - x.sold for x in stage.lots()) == D("0.40")
+    assert [o.left for o in stage.at_venue()] == [D("0.40")]
+    assert (stage.ledger.foreign[A], stage.ledger.slots()) == (0, 1)
+    stage.to(A, "103.5", 3)
+    assert (stage.held(), stage.ledger.slots()) == (0, 0)
+    stage.venue.auditor.lines.clear()  # V7: through zero, which nobody could prevent
     finish(stage)
 
 

@@ -257,6 +257,7 @@ def test_I5_an_entry_that_rests_is_not_moved_far_from_the_last_price(price):
 def test_I6_a_price_that_is_no_price_is_refused(price, side):
     stage = Theatre()
     stage.quote(A, zone=msg.ARM, gate="", side=side, price=price)
+    assert stage.replay.router.counters["absurd_quotes"] == (not 0 < price < INF)  # and it shows
     stage.run(2)
     worth = [r.qty * r.price for r in stage.sent("create", A)]
     assert all(abs(r.price - 100) < 1 for r in stage.sent("create", A))  # a tick behind the last

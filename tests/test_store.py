@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from services.keeper.ledger import Change
-from services.keeper.store import SCHEMA_VERSION, Store
+from services.keeper.store import SCHEMA_VERSION, Store, Unwritable
 from shared import messages as msg
 from shared.settings import WrongSetting
 
 ROOT = Path(__file__).parents[1]
-ACCOUNT, BAR = "paper-1", 6_000_000
+ACCOUNT, BAR, ID = "paper-1", 6_000_000, "dm-AAAUSDT-64-B"
 
 
 def order(name: str = "dm-AAAUSDT-64-B", **other: Any) -> msg.Order:
@@ -37,6 +37,16 @@ def execution(number: int = 1, **other: Any) -> msg.Execution:
 
 def change(number: int = 1, is_open: bool = True) -> Change:
     return Change("AAAUSDT", ((order(), is_open),), (lot(),), execution(number))
+
+
+def touch(outcome: str, name: str = ID) -> msg.Touch:
+    return msg.Touch(name, "AAAUSDT", "Buy", BAR, outcome)
+
+
+REFUSED = msg.OrderRequest(
+    *(ID, 7, "create", "AAAUSDT", "Buy", Decimal(1), Decimal(1), "PostOnly", False, 0, 0),
+    *("refused", 110007, "ab not enough"),
+)
 
 
 @pytest.fixture
@@ -135,6 +145,43 @@ def test_a_write_that_fails_leaves_nothing_behind(path: Path, case: Any) -> None
         assert store.row() == 2
 
 
+WRITES: dict[str, Any] = {
+    "outcomes": lambda store: store.outcome(touch("order"), final=True),
+    "refusals": lambda store: store.refusal(REFUSED, 1),
+    "equity": lambda store: store.equity(msg.Wallet(Decimal(1), Decimal(1), Decimal(1)), 1),
+    "modes": lambda store: store.mode(msg.Mode(("n", 1), msg.RUN, "", ()), (msg.RUN, ""), "", 1),
+    "meta": lambda store: store.note("since_ms", 5),
+    "orders": lambda store: store.write(change(), row=1),
+}
+
+
+@pytest.mark.parametrize("table", WRITES)
+def test_a_disk_that_takes_nothing_is_unwritable_and_may_take_it_later(
+    path: Path, table: str
+) -> None:
+    """The caller keeps what was not taken; the store itself is none the worse."""
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        when = "UPDATE" if table == "meta" else "INSERT"
+        stop = "SELECT RAISE(ABORT, 'database or disk is full')"
+        other.execute(f"CREATE TRIGGER full BEFORE {when} ON {table} BEGIN {stop}; END")
+        with pytest.raises(Unwritable, match="disk is full"):
+            WRITES[table](store)
+        other.execute("DROP TRIGGER full")
+        WRITES[table](store)
+        assert other.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] > 0
+
+
+def test_a_file_that_is_locked_is_unwritable(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        store._db.execute("PRAGMA busy_timeout = 1")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unwritable, match="locked"):
+            store.write(change(), row=1)
+        other.execute("ROLLBACK")
+        store.write(change(), row=1)
+        assert store.orders() == [order()]
+
+
 def test_what_is_written_is_seen_by_others_when_write_returns(path: Path) -> None:
     with open_store(path) as store, closing(sqlite3.connect(path)) as other:
         store.write(change(), row=5)
@@ -182,13 +229,6 @@ def test_a_new_file_is_synced_to_the_disk(path: Path, monkeypatch: Any) -> None:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-ID = "dm-AAAUSDT-64-B"
-
-
-def touch(outcome: str, name: str = ID) -> msg.Touch:
-    return msg.Touch(name, "AAAUSDT", "Buy", BAR, outcome)
-
-
 @pytest.mark.parametrize(
     ("words", "kept"),
     [
@@ -218,12 +258,10 @@ def test_every_touch_has_its_own_row(path: Path) -> None:
 
 
 def test_a_refusal_of_the_exchange_is_one_row_for_each_command(path: Path) -> None:
-    terms = ("create", "AAAUSDT", "Buy", Decimal(1), Decimal(1), "PostOnly", False, 0, 0)
-    refused = msg.OrderRequest(ID, 7, *terms, "refused", 110007, "ab not enough")
     with open_store(path) as store, closing(sqlite3.connect(path)) as other:
-        store.refusal(refused, 41)
-        store.refusal(refused._replace(ret_code=110003, reason="price"), 42)  # the same command
-        store.refusal(refused._replace(command=8), 43)
+        store.refusal(REFUSED, 41)
+        store.refusal(REFUSED._replace(ret_code=110003, reason="price"), 42)  # the same command
+        store.refusal(REFUSED._replace(command=8), 43)
         found = other.execute("SELECT * FROM refusals ORDER BY command").fetchall()
     assert found == [
         (ID, 7, "AAAUSDT", 110003, "price", 42),

@@ -521,7 +521,7 @@ def settled(desk: Desk, books: Books) -> None:
 
 
 def test_a_day_of_everything_adds_up_to_the_last_digit() -> None:
-    day = seeded_day(symbols=8, hours=24, seed=11)
+    day = seeded_day(symbols=6, hours=24, seed=11)
     kinds, codes = day.books.kinds, day.trader.codes
     for kind in (
         *("Trade maker", "Trade taker", "Funding taker", "New", "PartiallyFilled", "Filled"),
@@ -984,7 +984,7 @@ def test_an_order_book_is_rebuilt_from_its_pushes_to_what_rest_shows(depth: int)
     answer = wire.heard()
     assert [frame.get("type", frame.get("op")) for frame in answer] == ["snapshot", "subscribe"]
     frames.append(answer[0])
-    for _ in range(60):
+    for _ in range(40):
         trader.rest()  # our orders lie in the book too
         trader.take()
         desk.run(1)
@@ -1621,7 +1621,17 @@ def test_positions_come_in_pages_of_at_most_200() -> None:
 
 HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2**70, -(2**70), 1.5, 1e300, "", "0", "-1", "1.5", "-0", " 1"),
-    *("NaN", "sNaN", "Infinity", "-Infinity", "1e400", "1e-400", "9" * 45, "0." + "1" * 30, "1e9"),
+    *(
+        "NaN",
+        "sNaN",
+        "Infinity",
+        "-Infinity",
+        "1e400",
+        "1e-400",
+        "9" * 45,
+        "9" * 5_000,
+        "0." + "1" * 30,
+    ),
     *("x", "\u0661", "\u00e9", "a" * 50, "after:", "after:x", "%ff", "linear", "spot", "USDT"),
     *([], [1], [None], ["x"], {}, {"x": 1}, [[]], [{}]),
 )
@@ -1654,7 +1664,8 @@ def right(method: str, path: str) -> list[dict[str, Any]]:
         stops = {"takeProfit": "120.0", "tpslMode": "Partial", "tpOrderType": "Limit"}
         waits = {"triggerPrice": "130.0", "triggerDirection": 1}
         found = [order(), taking(), order(tpLimitPrice="121.0", **stops), order(**waits)]
-        return [{"category": "linear", **one} for one in found]
+        bases = found[:1] if "batch" in path else found
+        return [{"category": "linear", **one} for one in bases]
     if "trading-stop" in path:
         return [key | {"takeProfit": "115.0", "tpSize": "1", "tpslMode": "Partial"}]
     return [key | {"orderLinkId": "rests", "price": "98.0"}, key | {"orderLinkId": "waits"}]

@@ -25,6 +25,7 @@ RECANCEL_NS = 5_000_000_000
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
+DEAF_NS = 1_500_000_000  # a round has brought news, the stream has not said a word since
 INCOMPLETE_NS = 2_000_000_000  # an order has ended, its executions are missing: look again
 NOT_THERE = "not at the exchange"
 GIVEN_UP = f"NotAccepted {NOT_THERE}"
@@ -61,7 +62,7 @@ class Keeper(Actor):
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
         self._operator, self._linked = (msg.RUN, ""), False
-        self._stream_heard = True  # since the last round began
+        self._suspect_ns = 0  # since when the stream owes us what a round has brought
         self._unwritten: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._disk = ""  # why it takes nothing
         self._checked = True  # that the key moves no funds; asked again if nobody answered
@@ -91,7 +92,7 @@ class Keeper(Actor):
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
         if isinstance(message, FROM_STREAM):
-            self._stream_heard = True
+            self._suspect_ns = 0
         if isinstance(message, msg.Execution):
             return [message, *self._executed(message, now_ns)]
         if isinstance(message, msg.OrderUpdate):
@@ -146,6 +147,10 @@ class Keeper(Actor):
         messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
         if self._unwritten:
             self._put(lambda: None)
+        if self._suspect_ns and now_ns - self._suspect_ns > DEAF_NS:
+            self._suspect_ns = 0
+            self._reconcile.distrust("private stream is deaf")
+            messages.append(msg.Rebuild("private", "deaf"))
         self.ready = self._linked and self._reconcile.trusted
         self.note = f"{self._ledger.open_lots()} lots, {len(self._ledger.orders)} orders"
         self.counters["executions"] = self._ledger.execution_count
@@ -280,10 +285,8 @@ class Keeper(Actor):
             messages += self._adopt_holdings()
         for update in snapshot["orders"]:
             messages += self._keep(self._ledger.update(update))
-        if self._ledger.row > row and not (self._stream_heard or first):
-            self._reconcile.distrust("private stream is deaf")
-            messages.append(msg.Rebuild("private", "deaf"))
-        self._stream_heard = False
+        if self._ledger.row > row and not first:
+            self._suspect_ns = now_ns
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
         self._note("since_ms", self._until_ms)
@@ -303,6 +306,8 @@ class Keeper(Actor):
         """The exchange's word on one order; its executions come with the next round, or before."""
         name = fetched.ask.order_link_id
         messages = [m for row in fetched.rows for m in self._keep(self._ledger.update(row))]
+        if messages:
+            self._suspect_ns = now_ns
         granted_ns = self._granted_ns.get(name, 0)
         if self._reconcile.never_arrived(fetched, granted_ns, now_ns):
             status = "NotAccepted" if granted_ns else "Cancelled"

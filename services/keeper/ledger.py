@@ -61,6 +61,7 @@ class Ledger:
         self._nameless: defaultdict[str, Decimal] = defaultdict(Decimal)  # order_id: filled
         self._traded_ms: defaultdict[str, int] = defaultdict(int)  # by entry: its last execution
         self._rest_ms: defaultdict[str, int] = defaultdict(int)  # symbol: no entries until then
+        self._foreign_said: dict[str, Decimal] = {}  # as it was written last
         self.breach = ""
 
     def restore(
@@ -86,6 +87,7 @@ class Ledger:
         self.lots |= {lot.entry_id: lot for lot in lots}
         self._used_ms.update(used_ms)
         self.foreign.update(foreign or {})
+        self._foreign_said.update(foreign or {})
         for execution in executions:
             self._note(execution)
         exits = {
@@ -124,7 +126,7 @@ class Ledger:
             return Change()
         if order.kind == msg.STOP:
             self._stops[order.order_id] = name
-        return self._settled(order, self._lot(name))
+        return self._netted(self._settled(order, self._lot(name)))
 
     def finish(self, order_link_id: str, status: str, reason: str) -> Change:
         """An order that never came to be: Refused, or NotAccepted."""
@@ -152,12 +154,12 @@ class Ledger:
             self.row += 1
             return Change(execution.symbol, execution=execution)
         if lot is None:
-            return self._executed_by_others(execution)
+            return self._netted(self._executed_by_others(execution))
         order = self._order(name, execution, execution.exec_price)
         granted = order.qty if order and order.kind == msg.ENTRY else ZERO
         if 0 < granted < self._filled[name]:
             self.breach = f"{name} was filled beyond its quantity"
-        return self._settled(order, _filled(lot, execution), execution)
+        return self._netted(self._settled(order, _filled(lot, execution), execution))
 
     def merge(self, name: str) -> Change:
         """What is left of a lot is too small for an exit of its own: it joins the oldest other."""
@@ -386,10 +388,28 @@ class Ledger:
                 continue
             left -= part
             changed += self._closed(_sold(other, part, part * price))
-        taken = over - left
-        if not taken:
-            return ()
-        return _sold(lot, -taken, -taken * price), *changed
+        self.foreign[lot.symbol] -= left * sign(lot.side)  # no lot is left for it
+        return _sold(lot, -over, -over * price), *changed
+
+    def _netted(self, change: Change) -> Change:
+        """What lots and foreign hold in opposite directions is nothing: the oldest lots give way,
+        so that the order in which facts arrive cannot matter."""
+        symbol, foreign = change.symbol, self.foreign.get(change.symbol, ZERO)
+        said = change.execution.exec_price if change.execution else ZERO
+        lots: list[msg.Lot] = []
+        for lot in self.position(symbol).lots if foreign else ():
+            part = min(lot.bought - lot.sold, abs(foreign))
+            if part > 0 and foreign * sign(lot.side) < 0:
+                foreign += part * sign(lot.side)
+                self._traded_ms[lot.entry_id] = max(
+                    self._traded_ms[lot.entry_id], self.last_execution_ms
+                )
+                lots += self._closed(_sold(lot, part, part * (said or lot.entry_price)))
+        if foreign == self._foreign_said.get(symbol, ZERO) and not lots:
+            return change
+        self.foreign[symbol] = self._foreign_said[symbol] = foreign
+        self.row += 1
+        return change._replace(lots=(*change.lots, *lots), foreign=foreign)
 
 
 def _empty(order: msg.Order) -> msg.Lot:

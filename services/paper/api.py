@@ -193,7 +193,7 @@ class Api:
 
     def _risk_limit(self, params: Params, _: Now) -> Row:
         if self._elsewhere(params):
-            return {"category": params["category"], "list": [], "nextPageCursor": ""}
+            return _page([], params, 1, 1) | {"category": self._category(params)}
         symbols = [params["symbol"]] if params.get("symbol") else list(self._public.symbols)
         if params.get("symbol"):
             self._known(params)

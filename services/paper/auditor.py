@@ -59,12 +59,13 @@ class Auditor:
     def __init__(self, limits: Limits, seed: int, late_ms: int) -> None:
         self._limits, self._seed, self._late_ms = limits, seed, late_ms
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.breaches = self.events = self._strays = 0
+        self.breaches = self.events = self.strays = 0
         self._entries: dict[str, Entry] = {}
         self._active: set[str] = set()
         self._exec_ids: set[str] = set()
         self._cash = ZERO
         self._sizes: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self._foreign: defaultdict[str, Decimal] = defaultdict(Decimal)
         self._states: dict[str, tuple[str, Decimal]] = {}
         self._regridded_s: dict[str, float] = {}  # symbol: when its grid was changed
         self._named: dict[str, tuple[Any, Any]] = {}
@@ -112,8 +113,8 @@ class Auditor:
     def banned(self, now: Now) -> None:
         """A request came although its sender had been told to stay away. Each process finds out by
         itself, by one request."""
-        self._strays += 1
-        if self._strays <= PROCESSES:
+        self.strays += 1
+        if self.strays <= PROCESSES:
             return
         self._breach("V14", now.market_ms, "a request during a ban")
 
@@ -143,7 +144,11 @@ class Auditor:
 
     def _sized(self, link_id: str, params: Params, margin: Decimal, now: Now) -> None:
         """An entry is worth what it may be; only limit orders are the bot's."""
-        if params.get("price") and params.get("qty"):
+        if (
+            params.get("orderType", "Limit") == "Limit"
+            and params.get("price")
+            and params.get("qty")
+        ):
             value = Decimal(str(params["qty"])) * Decimal(str(params["price"]))
             if value > self._limits.size_usdt * margin:
                 self._breach("V13", now.market_ms, f"{link_id} is worth {value:f} USDT")
@@ -185,7 +190,10 @@ class Auditor:
             old, new = self._sizes[symbol], self._sizes[symbol] + qty
             self._sizes[symbol] = new
             self._cash -= qty * Decimal(row["execPrice"])
-            if old * new < 0 and parse_id(row["orderLinkId"]):
+            ours = parse_id(row["orderLinkId"]) or row["stopOrderType"] == "PartialStopLoss"
+            if not ours:
+                self._foreign[symbol] += qty  # who trades against us makes a race nobody can win
+            if old * new < 0 and ours and not self._foreign[symbol]:
                 self._breach("V7", at_ms, f"{row['orderLinkId']} went from {old:f} to {new:f}")
             self._lots(row)
             self._flat(symbol)

@@ -215,6 +215,7 @@ class Venue:
                 self.auditor.banned(now)
             return Response(403, b"access too frequent", {})
         self._told_of_ban_s = float("inf")
+        self.auditor.strays = 0
         rule = self.faults.http(request.method, request.path)
         if rule is None:
             return self._answer(request, now)
