@@ -17,7 +17,7 @@ import msgpack
 VERSION = b"\x01"
 SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
-OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s))?")
+OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
 MAX_FRAME_BYTES = 16 * 2**20  # the largest honest frame is a FullSet: about 200 kB
 
 MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")
@@ -441,9 +441,10 @@ def exit_id(entry: str, number: int) -> str:
     return f"{entry}x{number}"
 
 
-def stop_id(entry: str) -> str:
-    """Our name for a lot's stop loss, which the exchange makes and gives no id of ours."""
-    return f"{entry}s"
+def stop_id(entry: str, number: int = 0) -> str:
+    """Our name for a lot's stop loss, which the exchange makes and gives no id of ours. A lot that
+    is bought in parts may have one after the other."""
+    return f"{entry}s{number or ''}"
 
 
 def parse_id(order_link_id: str) -> tuple[str, int | None] | None:

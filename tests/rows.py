@@ -32,7 +32,9 @@ class Results:
 
 
 def order(row):
-    return row[0], int(row[1:])
+    """A10 after A9; a row of the catalogue may have a part: "H1 announced maintenance"."""
+    name = row.split()[0]
+    return name[0], int(name[1:])
 
 
 def main():

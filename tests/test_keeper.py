@@ -726,7 +726,8 @@ def test_a_stream_that_says_nothing_of_what_the_snapshot_shows_is_built_again() 
     assert rebuilt(desk.tick(10)) == []  # the stream was heard
     desk.executions, desk.orders = [fill(ENTRY, 4)], [said(ENTRY, "PartiallyFilled", 4)]
     desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(4))]
-    assert rebuilt(desk.tick(10)) == [msg.Rebuild("private", "deaf")]
+    assert rebuilt(desk.tick(10)) == []  # its word may be under way
+    assert rebuilt(desk.tick(2)) == [msg.Rebuild("private", "deaf")]
     assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "private stream is deaf")
     assert rebuilt(desk.tick(10)) == []  # nothing new in this one
 

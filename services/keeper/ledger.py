@@ -274,7 +274,10 @@ class Ledger:
         if said.order_link_id:
             return said.order_link_id
         parent = getattr(said, "parent_order_link_id", "")
-        return msg.stop_id(parent) if parent else self._stops.get(said.order_id, "")
+        if said.order_id in self._stops or not parent:
+            return self._stops.get(said.order_id, "")
+        known = sum(name.startswith(f"{parent}s") for name in self._stops.values())
+        return msg.stop_id(parent, known)
 
     def _cool_down(self, symbol: str, closed_ms: int) -> None:
         if self._caps.cooldown_seconds:
@@ -292,7 +295,7 @@ class Ledger:
         if name in self.orders or name in self._ended or lot is None:
             return self.orders.get(name)
         terms = (price, lot.bought - lot.sold_before, ZERO, GRANTED, lot.bar_start_ms)
-        kind = msg.STOP if name == msg.stop_id(lot.entry_id) else msg.EXIT
+        kind = msg.EXIT if name.rpartition("x")[2].isdecimal() else msg.STOP
         head = (name, said.order_id, said.symbol, said.side, kind)
         return msg.Order(*head, *terms, lot.take_profit_pct, 0)
 

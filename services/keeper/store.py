@@ -121,8 +121,9 @@ class Store:
 
     def stops(self) -> list[msg.Order]:
         """Every stop loss of a lot that is not closed, ended ones too."""
-        of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's') NOT IN"
-        return self._all("orders", f"WHERE {of} (SELECT entry_id FROM lots WHERE closed_ms > 0)")
+        of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's0123456789') NOT IN"
+        closed = "(SELECT rtrim(entry_id, 's0123456789') FROM lots WHERE closed_ms > 0)"
+        return self._all("orders", f"WHERE {of} {closed}")
 
     def lots(self) -> list[msg.Lot]:
         """Lots that are open."""

@@ -81,8 +81,9 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
         elif order.qty != want.qty or _moved(order, want, rules):
             same = want._replace(order_link_id=order.order_link_id)
             found.append(Step("amend", same, repricing=order.qty == want.qty))
-    guarded = {msg.stop_id(lot.entry_id) for lot in position.lots if lot.bought > lot.sold}
-    guarded |= {msg.stop_id(o.order_link_id) for o in position.orders if o.kind == msg.ENTRY}
+    open_ = {lot.entry_id for lot in position.lots if lot.bought > lot.sold}
+    open_ |= {order.order_link_id for order in position.orders if order.kind == msg.ENTRY}
+    guarded = {name for name in stops if (msg.parse_id(name) or ("",))[0] in open_}
     gone = [*working.values(), *(stops[name] for name in stops.keys() - guarded)]
     found += [Step("cancel", Wanted.of(order)) for order in gone if order.status != "Filled"]
     return sorted(found, key=_urgency)
