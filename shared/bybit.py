@@ -419,7 +419,7 @@ class _Socket:
                 else:
                     self.lost = f"{message['op']} refused: {message.get('ret_msg', message)}"
         except BAD_FRAME as error:
-            log.warning("bad_frame error=%r frame=%.200s", error, text)
+            log.warning("bad_frame error=%r frame=%.200a", error, text)
 
 
 class StreamSocket(_Socket, WebSocket):  # type: ignore[misc]

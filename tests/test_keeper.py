@@ -732,6 +732,25 @@ def test_a_stream_that_says_nothing_of_what_the_snapshot_shows_is_built_again() 
     assert rebuilt(desk.tick(10)) == []  # nothing new in this one
 
 
+def test_a_stream_that_was_only_slower_than_the_snapshot_is_kept() -> None:
+    desk = Desk().run().granted()
+    desk.executions, desk.positions = [fill(ENTRY, 4)], [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    desk.known = {ENTRY: said(ENTRY, "PartiallyFilled", 4)}
+    desk.tick(10)
+    desk.hear(fill(ENTRY, 4))
+    assert [m for _ in range(3) for m in rebuilt(desk.tick(1))] == []
+    assert desk.mode == msg.RUN
+
+
+def test_a_stream_that_owes_us_the_end_of_an_order_is_deaf_too() -> None:
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New"))
+    desk.known = {ENTRY: said(ENTRY, "Cancelled", at_ms=BAR + 5)}
+    desk.tick(10)
+    assert desk.full().mode.slots == 0
+    assert [m for _ in range(2) for m in rebuilt(desk.tick(1))] == [msg.Rebuild("private", "deaf")]
+
+
 def rebuilt(messages: list[Any]) -> list[msg.Rebuild]:
     return [message for message in messages if isinstance(message, msg.Rebuild)]
 

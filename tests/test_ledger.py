@@ -340,6 +340,36 @@ def test_two_lots_in_any_order_with_merges_after_give_the_same_ledger_and_lose_n
             assert rows.lots[entry].closed_ms > 0
 
 
+@st.composite
+def trades_of_others(draw: Any) -> list[Any]:
+    """A few manual trades of the symbol."""
+    trades = draw(
+        st.lists(st.tuples(st.sampled_from(("Buy", "Sell")), st.integers(1, 15)), max_size=3)
+    )
+    times = (BAR + 30 + 70 * n for n in range(3))
+    return [foreign(side, qty, at_ms) for (side, qty), at_ms in zip(trades, times, strict=False)]
+
+
+@given(two_lots(), trades_of_others(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_whoever_trades_in_whatever_order_the_sums_are_those_of_all_executions(
+    case: tuple[list[Any], list[Any]], trades: list[Any], data: Any
+) -> None:
+    """And lots and a foreign quantity never stand against each other once all is heard."""
+    heard = known_first(list(data.draw(st.permutations([*case[1], *trades]))))
+    book, rows = adopted(heard)
+    executions = {f.exec_id: f for f in heard if isinstance(f, msg.Execution)}.values()
+    total = sum(f.exec_qty * (1 if f.side == "Buy" else -1) for f in executions)
+    assert book.held().get(SYMBOL, 0) == total
+    lots, strange = book.position(SYMBOL).lots, book.position(SYMBOL).foreign_qty
+    assert not (strange < 0 and any(lot.bought > lot.sold for lot in lots))
+    before = state(book)
+    for fact in heard:  # again
+        take(book, fact)
+    assert state(book) == before
+    assert state(rows.restored(book)) == before
+
+
 def working_of(book: Ledger, entry: str) -> bool:
     return any((msg.parse_id(name) or ("",))[0] == entry for name in book.orders)
 
@@ -790,6 +820,22 @@ def test_what_an_exit_sold_beyond_its_own_lot_comes_off_the_next_one() -> None:
     assert (book.held(), book.foreign[SYMBOL], book.slots()) == ({SYMBOL: Decimal(7)}, 0, 1)
 
 
+def test_a_trade_of_others_that_is_heard_before_our_fill_comes_off_it_all_the_same() -> None:
+    """- 3 + 10: whichever is heard first, the lot holds 7 and nothing is foreign."""
+    facts = [foreign("Sell", 3), fill(ENTRY, 10, BAR + 1), said(ENTRY, "Filled", 10, BAR + 1)]
+    for heard in (facts, facts[::-1], [facts[1], facts[0], facts[2]]):
+        book, rows = told(heard)
+        (lot,) = book.position(SYMBOL).lots
+        assert (lot.bought, lot.sold, lot.sold_before) == (10, 3, 3)
+        assert book.position(SYMBOL).foreign_qty == 0
+        assert state(rows.restored(book)) == state(book)
+
+
+def test_a_trade_of_others_on_the_side_of_our_lot_stays_foreign() -> None:
+    book, _ = told([foreign("Buy", 3), fill(ENTRY, 10, BAR + 1)])
+    assert (book.position(SYMBOL).lots[0].sold, book.position(SYMBOL).foreign_qty) == (0, 3)
+
+
 def test_what_a_foreign_execution_leaves_after_our_lots_is_foreign() -> None:
     book, _ = told([fill(ENTRY, 10, BAR + 1), said(ENTRY, "Filled", 10, BAR + 1)])
     book.execute(foreign("Sell", 13))
@@ -979,6 +1025,41 @@ def test_a_fill_whose_order_nobody_knows_is_not_the_stops() -> None:
     assert (lot.sold, lot.sold_before) == (3, 3)  # somebody's: it counts as finished at once
 
 
+def test_an_entry_that_fills_on_after_its_stop_has_another_one() -> None:
+    """The exchange makes a new child, with another id and the same parent."""
+    book, rows = told(
+        [
+            *(fill(ENTRY, 4, BAR + 1), stop("Untriggered", 0, BAR + 1, 4)),
+            *(stop_fill(4, BAR + 2), stop("Filled", 4, BAR + 2, 4)),
+            *(fill(ENTRY, 6, BAR + 3), said(ENTRY, "Filled", 10, BAR + 3)),
+        ]
+    )
+    for status, done, at_ms in (("Untriggered", 0, BAR + 3), ("Filled", 6, BAR + 4)):
+        child = stop(status, done, at_ms, 6)._replace(order_id="S2")
+        rows.write(book.update(child))
+        if not done:
+            (order,) = book.position(SYMBOL).orders
+            assert (order.kind, order.order_id, order.qty) == (msg.STOP, "S2", 6)
+            assert msg.parse_id(order.order_link_id) == (ENTRY, -1)
+            assert rows.restored(book).position(SYMBOL).orders == (order,)
+            rows.write(book.execute(stop_fill(6, BAR + 4)._replace(order_id="S2")))
+    assert (book.slots(), book.held()) == (0, {})
+    assert {name for name in rows.orders if name.startswith(f"{ENTRY}s")} == {
+        f"{ENTRY}s",
+        f"{ENTRY}s1",
+    }
+
+
+def test_a_repeat_of_the_first_stop_is_not_the_second() -> None:
+    book, rows = told([fill(ENTRY, 10, BAR + 1), stop("Untriggered", 0, BAR + 1)])
+    rows.write(book.update(stop("Cancelled", 0, BAR + 2)))
+    second = stop("Untriggered", 0, BAR + 3)._replace(order_id="S2")
+    for at in (book, rows.restored(book)):
+        for fact in (second, stop("Untriggered", 0, BAR + 1), second):
+            at.update(fact)
+        assert [o.order_id for o in at.orders.values() if o.kind == msg.STOP] == ["S2"]
+
+
 # Dust.
 
 
@@ -1073,6 +1154,16 @@ def test_a_lot_stays_by_itself_while(case: Any) -> None:
     before = state(book)
     assert book.merge(msg.exit_id(entry, 0)) == Change()
     assert state(book) == before
+
+
+def test_a_lot_that_sold_more_than_it_bought_gives_nothing_away() -> None:
+    book, _ = told([fill(ENTRY, 10, BAR + 1), fill(msg.exit_id(ENTRY, 0), 12, BAR + 2)])
+    book.adopt(LATER, Decimal("0.5"))
+    book.execute(fill(LATER, 5, BAR + MINUTE + 1))
+    held = book.held()
+    book.merge(msg.exit_id(ENTRY, 1))
+    assert book.held() == held == {SYMBOL: Decimal(3)}
+    assert next(lot for lot in book.lots.values() if lot.entry_id == LATER).bought == 5
 
 
 def test_lots_of_other_symbols_are_no_others() -> None:

@@ -609,6 +609,17 @@ def test_a_stop_rests_while_its_entry_may_still_fill():
     assert [name for _, name in todo(at, wanted(at, quote()))] == []
 
 
+def test_a_second_stop_of_an_entry_guards_its_lot_as_the_first_did():
+    """It was made when the entry filled on after the first one had triggered."""
+    part = lot(sold="1")
+    second = stop_of(part)._replace(order_link_id=msg.stop_id(part.entry_id, 1), order_id="S2")
+    at = position([part], [exit_of(part), second])
+    assert todo(at, wanted(at)) == []
+    sold = part._replace(sold=D(2))
+    at = position([sold], [second])
+    assert todo(at, wanted(at)) == [("cancel", second.order_link_id)]
+
+
 def test_a_stop_that_has_filled_is_left_alone():
     sold = lot(sold="2")
     at = position([sold], [stop_of(sold, "Filled")])
