@@ -279,6 +279,14 @@ class Theatre(Stage):
         self.replay._publish("quotes", said)
         self.replay.settle()
 
+    def grant(self, name):
+        """What the keeper answers if this entry is asked for now, whatever the router would do."""
+        _, symbol, bar, letter = name.split("-")
+        side, now_ns = "Buy" if letter == "B" else "Sell", self.replay._now_ns
+        terms = (int(bar, 16) * 60_000, Decimal("99.5"), Decimal("0.50"), Decimal("0.4"))
+        said = self.replay.keeper.answer(msg.Ask(name, symbol, side, *terms, 0, now_ns), now_ns)
+        return next(m for m in said if isinstance(m, msg.Grant))
+
     def breathe(self, minutes, *symbols):
         """Whole minutes, from the next one on, in which nothing is filled: 100.0 and 100.5 in turn.
 

@@ -742,6 +742,24 @@ def test_a_stream_that_was_only_slower_than_the_snapshot_is_kept() -> None:
     assert desk.mode == msg.RUN
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_was_missed_while_the_stream_was_down_is_no_debt_of_the_new_one(
+    tmp_path: Path, killed: bool
+) -> None:
+    """It will never be pushed again: a needless reconnect would stop entries for nothing."""
+    desk = Desk(tmp_path / "state.db").run().granted()
+    desk.hear(said(ENTRY, "New"))
+    desk.link(up=False)
+    desk.executions, desk.orders = [fill(ENTRY, 4)], [said(ENTRY, "PartiallyFilled", 4)]
+    desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    if killed:
+        desk = desk.restarted(tmp_path / "state.db")
+    desk.link()
+    assert desk.position().lots[0].bought == 4
+    assert [m for _ in range(8) for m in rebuilt(desk.tick(1))] == []
+    assert desk.mode == msg.RUN
+
+
 def test_a_stream_that_owes_us_the_end_of_an_order_is_deaf_too() -> None:
     desk = Desk().run().granted()
     desk.hear(said(ENTRY, "New"))

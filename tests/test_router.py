@@ -987,11 +987,13 @@ def test_a_touch_in_a_symbol_that_pauses_says_refused():
     assert touches(router, T0 + NS, bar=7) == [("dm-XUSDT-1ab3f06-B", "refused")]
 
 
-def test_a_touch_that_the_keeper_refused_has_its_reason():
+@pytest.mark.parametrize("more", [[], [quote(ts_ms=2)]])
+def test_a_touch_that_the_keeper_refused_has_its_reason(more):
     router = trading()
     asked(router, quote())
     router.handle(msg.Grant(ENTRY_ID, False, "max_slots"), T0)
-    router.handle(quote(ts_ms=2), T0)
+    for heard in more:
+        router.handle(heard, T0)
     assert touches(router) == [(ENTRY_ID, "max_slots")]
 
 
@@ -1058,6 +1060,8 @@ def test_a_limit_that_the_exchange_names_is_used_for_the_bucket_it_names():
     assert [request.batch for request in rest] == [False] * 7 + [True] * 8
     router.handle(first._replace(outcome="accepted", rate_limit=20), T0)
     assert [row.batch for row in sent_of(router.tick(T0), T0)] == [False] * 8
+    router.handle(rest[-1]._replace(outcome="accepted", rate_limit=12), T0)
+    assert [row.batch for row in sent_of(router.tick(T0), T0)] == [True]  # int(12 * 0.8) = 9
 
 
 def test_the_side_of_an_exit_is_opposite_to_its_lot():

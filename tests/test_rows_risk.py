@@ -11,7 +11,7 @@ import pytest
 
 from services.worker.actor import Worker
 from shared import messages as msg
-from tests.stage import MINUTE_MS, SYMBOLS, A, B, C, Theatre
+from tests.stage import MINUTE_MS, START_MS, SYMBOLS, A, B, C, Theatre
 
 NOT_APPLICABLE = {
     "I3 alarm on an overlap": "two workers may own one symbol: that is how shards are changed "
@@ -122,6 +122,7 @@ def test_I2_a_restart_does_not_make_an_entry_of_the_same_bar_again(service, tmp_
     assert stage.last_quote(A).zone == msg.ARM
     assert stage.last_quote(A).bar_start_ms == int(name.split("-")[2], 16) * 60_000
     assert stage.entry_ids(A) == [name]
+    assert stage.grant(name) == msg.Grant(name, False, "bar_used")
     assert len(stage.created(name)) == 1
     stage.run(60)
     assert len(stage.entries(A)) == 1
@@ -149,6 +150,19 @@ def test_I2_quotes_that_are_said_again_make_no_second_order():
         stage.replay._publish("quotes", quote)
         stage.replay.settle()
     assert stage.entry_ids(A) == [name]
+    stage.end()
+
+
+def test_I2_what_was_refused_in_another_mode_is_asked_for_when_the_mode_is_run():
+    stage = Theatre()
+    publish = stage.replay._publish
+    stage.replay._publish = lambda s, m: None if isinstance(m, msg.Mode) else publish(s, m)
+    stage.fault("ws", "close", kind="private")  # NO_ENTRY, and the router has not heard of it
+    stage.to(A, "99.8", 1)
+    assert not stage.sent("create", A)
+    stage.replay._publish = publish
+    stage.until(lambda: stage.entries(A), within=25)
+    assert stage.entries(A)[0].bar_start_ms == START_MS  # in the same bar
     stage.end()
 
 

@@ -200,6 +200,23 @@ def test_H3_a_limit_that_shrinks_is_learned_at_its_first_refusals(reset):
     stage.end()
 
 
+def test_H3_entries_refused_in_a_storm_do_not_keep_the_others_waiting():
+    stage = Theatre(CROWD, SIZE_USDT=Decimal(20), **LIMITED)
+    stage.listen()
+    stage.fault("venue", "rate_limit", limit=2)
+    stage.fault("http", "delay", path=CREATE, ms=400, times=10)
+    for symbol in CROWD:
+        stage.to(symbol, "99.8")
+    began = stage.now_s
+    stage.run(25)
+    sent = [at_s for at_s, path, _ in stage.requests if path.startswith(CREATE)]
+    assert len(sent) == len(CROWD)
+    assert max(sent) <= began + 12  # 20 in two seconds, one lost to the refusals, 16 by two
+    stage.heal()
+    stage.run(30)
+    stage.end()
+
+
 def test_H3_in_a_storm_exits_go_before_entries():
     stage = Theatre(CROWD, SIZE_USDT=Decimal(20), **LIMITED)
     held, others = CROWD[:4], CROWD[4:]
@@ -368,6 +385,17 @@ def test_H6_a_coarser_tick_leaves_what_rests_and_rounds_what_is_new():
     assert {instruments[s].tick_size for s in SYMBOLS} == {Decimal("0.2")}
     stage.until(lambda: stage.entries(A), within=65)  # the refusal's pause
     assert [order.price for order in stage.entries(A)] == [Decimal("99.4")]
+    stage.end()
+
+
+def test_H6_one_tick_behind_a_price_of_the_old_grid_is_on_the_new_one():
+    stage = Theatre()
+    stage.fault("venue", "instrument_update", symbol=A, tick_size="0.3")
+    for service in ("ingestor", "worker", "router"):
+        stage.restart(service)
+    stage.run(12)
+    stage.to(A, "99.4", 1)  # the band's price is there already: 99.4 - 0.3 is no price
+    assert [order.price for order in stage.entries(A)] == [Decimal("99.0")]
     stage.end()
 
 

@@ -711,6 +711,13 @@ def test_a_take_profit_that_waits_can_be_moved_and_cancelled_by_its_own_id(desk:
     assert desk.trade(108) == [("Sell", "108", "5")]
 
 
+def test_how_much_a_full_one_closes_is_not_a_matter_of_choice(desk: Desk) -> None:
+    desk.create("Buy", 5, takeProfit=110)
+    tp = desk.waiting()[0]["orderId"]
+    assert desk.refused("amend", orderId=tp, qty=1)[0] == 10001
+    assert desk.brackets() == [("TakeProfit", "Sell", "110", "5")]
+
+
 # A restart.
 
 

@@ -184,11 +184,12 @@ class Router(Actor):
         if not grant.granted:
             track.request = None
             self.counters["grants_refused"] += 1
-            self._refused[ask.symbol, ask.side] = (
-                ask.bar_start_ms,
-                self._mode_name(),
-                grant.reason,
-            )
+            self._budget.give_back(f"create{'-batch' * track.batch}", ask.decided_ns)
+            if grant.reason == "halted":  # its mode is news to us: ask again when we know it
+                track.pause_ns = now_ns + BACKOFF_NS[0]
+            else:
+                refused = (ask.bar_start_ms, self._mode_name(), grant.reason)
+                self._refused[ask.symbol, ask.side] = refused
             self._touches.because(ask.symbol, ask.order_link_id, grant.reason)
             return []
         self._touches.because(ask.symbol, ask.order_link_id, "order")

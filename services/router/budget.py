@@ -31,10 +31,13 @@ class Budget:
 
     def leaves(self, bucket: str, taken_ns: int, now_ns: int) -> None:
         """What room was taken for leaves only now."""
-        sent = self._sent[bucket]
-        if taken_ns in sent:
-            sent.remove(taken_ns)
-        sent.append(now_ns)
+        self.give_back(bucket, taken_ns)
+        self._sent[bucket].append(now_ns)
+
+    def give_back(self, bucket: str, taken_ns: int) -> None:
+        """What room was taken for does not leave."""
+        if taken_ns in self._sent[bucket]:
+            self._sent[bucket].remove(taken_ns)
 
     def take(self, action: str, now_ns: int, entry: bool = False) -> str:
         """The bucket that has room for one more now, which it uses; empty if none has."""
