@@ -737,27 +737,42 @@ def test_a_stream_that_was_only_slower_than_the_snapshot_is_kept() -> None:
     desk.executions, desk.positions = [fill(ENTRY, 4)], [msg.Holding(SYMBOL, "Buy", Decimal(4))]
     desk.known = {ENTRY: said(ENTRY, "PartiallyFilled", 4)}
     desk.tick(10)
+    assert rebuilt(desk.tick(1)) == []
     desk.hear(fill(ENTRY, 4))
     assert [m for _ in range(3) for m in rebuilt(desk.tick(1))] == []
     assert desk.mode == msg.RUN
 
 
 @pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("status", ["PartiallyFilled", "Cancelled"])
 def test_what_was_missed_while_the_stream_was_down_is_no_debt_of_the_new_one(
-    tmp_path: Path, killed: bool
+    tmp_path: Path, status: str, killed: bool
 ) -> None:
     """It will never be pushed again: a needless reconnect would stop entries for nothing."""
     desk = Desk(tmp_path / "state.db").run().granted()
     desk.hear(said(ENTRY, "New"))
     desk.link(up=False)
-    desk.executions, desk.orders = [fill(ENTRY, 4)], [said(ENTRY, "PartiallyFilled", 4)]
+    now = said(ENTRY, status, 4, BAR + 5)
+    desk.executions, desk.known = [fill(ENTRY, 4)], {ENTRY: now}
+    desk.orders = [now] if status == "PartiallyFilled" else []  # or asked for by its id
     desk.positions = [msg.Holding(SYMBOL, "Buy", Decimal(4))]
     if killed:
         desk = desk.restarted(tmp_path / "state.db")
     desk.link()
-    assert desk.position().lots[0].bought == 4
+    assert (desk.position().lots[0].bought, len(desk.position().orders)) == (4, len(desk.orders))
     assert [m for _ in range(8) for m in rebuilt(desk.tick(1))] == []
     assert desk.mode == msg.RUN
+
+
+def test_a_new_stream_pays_no_debt_of_the_old_one() -> None:
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New"))
+    desk.orders = [said(ENTRY, "PartiallyFilled", 4)]
+    desk.executions, desk.positions = [fill(ENTRY, 4)], [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    desk.tick(10)  # the old one owes it
+    desk.link(up=False)
+    desk.link()
+    assert [m for _ in range(3) for m in rebuilt(desk.tick(1))] == []
 
 
 def test_a_stream_that_owes_us_the_end_of_an_order_is_deaf_too() -> None:

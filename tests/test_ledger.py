@@ -820,6 +820,19 @@ def test_what_an_exit_sold_beyond_its_own_lot_comes_off_the_next_one() -> None:
     assert (book.held(), book.foreign[SYMBOL], book.slots()) == ({SYMBOL: Decimal(7)}, 0, 1)
 
 
+def test_what_an_exit_sold_beyond_all_our_lots_was_of_others() -> None:
+    """They bought 5; the exit, grown by hand, sold 15 of 10 + 5. Over a restart, too."""
+    exit_id = msg.exit_id(ENTRY, 0)
+    book, rows = told(
+        [fill(ENTRY, 10, BAR + 1), said(ENTRY, "Filled", 10, BAR + 1), foreign("Buy", 5)]
+    )
+    again = rows.restored(book)
+    for fact in (fill(exit_id, 15, BAR + 5), said(exit_id, "Filled", 15, BAR + 5, 15)):
+        rows.write(take(again, fact))
+    for at in (again, rows.restored(again)):
+        assert (at.held(), at.foreign[SYMBOL], at.slots()) == ({}, 0, 0)
+
+
 def test_a_trade_of_others_that_is_heard_before_our_fill_comes_off_it_all_the_same() -> None:
     """- 3 + 10: whichever is heard first, the lot holds 7 and nothing is foreign."""
     facts = [foreign("Sell", 3), fill(ENTRY, 10, BAR + 1), said(ENTRY, "Filled", 10, BAR + 1)]
@@ -1154,16 +1167,6 @@ def test_a_lot_stays_by_itself_while(case: Any) -> None:
     before = state(book)
     assert book.merge(msg.exit_id(entry, 0)) == Change()
     assert state(book) == before
-
-
-def test_a_lot_that_sold_more_than_it_bought_gives_nothing_away() -> None:
-    book, _ = told([fill(ENTRY, 10, BAR + 1), fill(msg.exit_id(ENTRY, 0), 12, BAR + 2)])
-    book.adopt(LATER, Decimal("0.5"))
-    book.execute(fill(LATER, 5, BAR + MINUTE + 1))
-    held = book.held()
-    book.merge(msg.exit_id(ENTRY, 1))
-    assert book.held() == held == {SYMBOL: Decimal(3)}
-    assert next(lot for lot in book.lots.values() if lot.entry_id == LATER).bought == 5
 
 
 def test_lots_of_other_symbols_are_no_others() -> None:

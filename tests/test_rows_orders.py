@@ -769,13 +769,13 @@ def test_A16_the_opposite_band_sells_what_is_held_before_it_opens_anything():
     to_upper(stage)
     assert stage.said(msg.Quote, symbol=A)[-1].zone == msg.ARM
     assert (stage.entries(), stage.held()) == ([], D("0.50"))
-    assert len(stage.sent("create")) == 1
+    assert {request.side for request in stage.sent("create")} == {"Buy"}
     (leaves,) = stage.exits()
     assert (leaves.side, leaves.qty) == ("Sell", D("0.50"))
     assert leaves.price < D("102")  # the upper band's quote, not 3.2 % away
     stage.to(A, leaves.price + 1, 2)
     assert (stage.held(), stage.lots()) == (0, [])
-    stage.run(45)  # its first try may have met the price that sold the lot
+    stage.run(60)  # its first try may have met the price that sold the lot
     to_upper(stage)
     (entry,) = stage.entries()
     assert entry.side == "Sell"
