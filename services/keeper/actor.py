@@ -62,7 +62,7 @@ class Keeper(Actor):
         self._round_ns = settings.RECONCILE_SECONDS * 1_000_000_000
         self._reconcile = Reconcile(settings.RECV_WINDOW_MS)
         self._operator, self._linked = (msg.RUN, ""), False
-        self._caught_up = False  # a round was complete since the stream came up
+        self._rounds = 0  # complete since the stream came up: the first brings what it missed
         self._suspect_ns = 0  # since when the stream owes us what a round has brought
         self._unwritten: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._disk = ""  # why it takes nothing
@@ -111,7 +111,7 @@ class Keeper(Actor):
             self._market_ns = now_ns - 2 * STALE_NS if silent else now_ns
         if isinstance(message, msg.Link):
             self._linked = message.up
-            self._caught_up, self._suspect_ns = False, 0
+            self._rounds = self._suspect_ns = 0
             self._reconcile.distrust("not reconciled")
             return (
                 [*self._begin(now_ns), self._mode(now_ns)] if message.up else [self._mode(now_ns)]
@@ -287,9 +287,9 @@ class Keeper(Actor):
             messages += self._adopt_holdings()
         for update in snapshot["orders"]:
             messages += self._keep(self._ledger.update(update))
-        if self._ledger.row > row and self._caught_up:
+        if self._ledger.row > row and self._rounds:
             self._suspect_ns = now_ns
-        self._caught_up = True
+        self._rounds += 1
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
         self._note("since_ms", self._until_ms)
@@ -309,7 +309,7 @@ class Keeper(Actor):
         """The exchange's word on one order; its executions come with the next round, or before."""
         name = fetched.ask.order_link_id
         messages = [m for row in fetched.rows for m in self._keep(self._ledger.update(row))]
-        if messages and self._caught_up:
+        if messages and self._rounds > 1:
             self._suspect_ns = now_ns
         granted_ns = self._granted_ns.get(name, 0)
         if self._reconcile.never_arrived(fetched, granted_ns, now_ns):
