@@ -723,6 +723,15 @@ def test_what_leaves_later_than_it_was_taken_counts_when_it_leaves():
     assert taken(budget, 9, 19 * SECOND_NS // 10) == (5, 0)  # 8 - 3
 
 
+def test_what_was_taken_and_is_not_used_is_given_back_once():
+    budget = Budget(10)
+    assert taken(budget, 20, 5) == (8, 8)
+    for _ in range(9):  # nobody gives back more than was taken
+        budget.give_back("create", 5)
+    budget.give_back("create-batch", 4)  # at another time
+    assert taken(budget, 20, 6) == (8, 0)
+
+
 @settings(max_examples=80, **ANY_SPEED)
 @given(
     st.integers(2, 60),

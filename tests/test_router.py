@@ -220,6 +220,15 @@ def test_a_refused_grant_is_asked_for_again_only_in_another_bar_or_mode():
     assert router.handle(quote(bar=6, ts_ms=4), T0) == []  # the mode of the refusal is back
 
 
+def test_an_ask_that_was_halted_is_asked_again_a_second_later():
+    """The keeper's mode is news to the router: it is no word on this bar."""
+    router = trading()
+    asked(router, quote())
+    router.handle(msg.Grant(ENTRY_ID, False, "halted"), T0)
+    assert router.handle(quote(ts_ms=2), T0 + BACKOFF_NS[0] - 1) == []
+    assert asked(router, quote(ts_ms=3), T0 + BACKOFF_NS[0]).order_link_id == ENTRY_ID
+
+
 def test_an_ask_that_nobody_answered_is_asked_again_under_the_same_id():
     router = trading()
     ask = asked(router, quote())
@@ -624,6 +633,20 @@ def test_no_more_entries_are_asked_for_than_may_leave_in_this_second():
     assert [len(asked_for(router, armed, T0, ts_ms=n)) for n in (1, 2)] == [10, 0]
     assert asked_for(router, armed, T0 + NS - 1, ts_ms=3) == []
     assert len(asked_for(router, armed, T0 + NS, ts_ms=4)) == 10
+
+
+def test_what_a_refused_ask_did_not_use_is_there_for_another():
+    armed = names(12, "A")
+    router = trading(symbols=armed)
+    asks = asked_for(router, armed, T0)
+    assert len(asks) == 10
+    for ask in (asks[0], asks[-1]):  # one of each bucket
+        router.handle(msg.Grant(ask.order_link_id, False, "max_slots"), T0)
+    later = asked_for(router, armed, T0 + RETRY_NS, ts_ms=2)
+    assert [ask.symbol for ask in later] == ["A10USDT", "A11USDT"]
+    grants = [msg.Grant(ask.order_link_id, True) for ask in later]
+    sent = [only(router.handle(grant, T0 + RETRY_NS)) for grant in grants]
+    assert [request.batch for request in sent] == [False, True]
 
 
 def test_the_nearest_quotes_are_asked_for_first():
