@@ -14,6 +14,7 @@ from shared import messages as msg
 
 MAX_SLOTS = 16  # workers of two generations: scaling from 8 to 8 shards fits
 ASK_DEADLINE_NS = 2_000_000_000
+CONNECT_MS = 100  # so that what is asked at the start reaches who is there
 MAX_DRAIN = 1_000  # messages of one socket per wake-up, so that no socket starves another
 MAX_PATH = 107  # bytes of a unix socket path on Linux
 
@@ -168,8 +169,12 @@ class Bus:
 
     def _connect(self, kind: int, name: str) -> "zmq.Socket[bytes]":
         socket = self._socket(kind, name)
+        if kind == zmq.DEALER:
+            socket.setsockopt(zmq.IMMEDIATE, 1)  # an ask is for now: it does not wait for a process
         for address in endpoints(self._run_dir, name):
             socket.connect(address)
+        if kind == zmq.DEALER:
+            socket.poll(CONNECT_MS, zmq.POLLOUT)
         return socket
 
     def _socket(self, kind: int, name: str) -> "zmq.Socket[bytes]":

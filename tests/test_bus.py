@@ -179,13 +179,31 @@ def test_every_asker_gets_its_own_answer(bus):
 
 
 def test_an_ask_that_nobody_answers_is_overdue_once_at_its_deadline(bus):
-    router = bus(asks=("ledger",))
+    _, router = bus(answers=("ledger",)), bus(asks=("ledger",))
     router.ask("ledger", msg.LedgerAsk(), now_ns=100)
     router.ask("ledger", msg.Control("RUN", "a person"), now_ns=200)
     assert router.overdue(100 + ASK_DEADLINE_NS - 1) == []
     assert router.overdue(100 + ASK_DEADLINE_NS) == [msg.NoAnswer(msg.LedgerAsk())]
     assert router.overdue(200 + ASK_DEADLINE_NS) == [msg.NoAnswer(msg.Control("RUN", "a person"))]
     assert router.overdue(10 * ASK_DEADLINE_NS) == []
+
+
+def test_an_ask_where_nobody_is_does_not_wait_for_who_comes_later(bus):
+    """A grant asked for before the keeper died must not be granted when it is back."""
+    router = bus(asks=("ledger",))
+    router.ask("ledger", msg.Control("RUN", "too early"), now_ns=50)
+    assert router.overdue(50) == [msg.NoAnswer(msg.Control("RUN", "too early"))]
+    keeper = bus(answers=("ledger",))
+    heard_at_last = []
+
+    def turn():
+        router.ask("ledger", msg.LedgerAsk(), now_ns=60)
+        for message, asker in keeper.receive(20):
+            heard_at_last.append(message)
+            keeper.refuse(asker)
+
+    until(lambda: heard_at_last, turn)
+    assert set(heard_at_last) == {msg.LedgerAsk()}
 
 
 def test_an_answer_after_the_deadline_is_dropped(bus):
@@ -201,13 +219,14 @@ def test_an_answer_after_the_deadline_is_dropped(bus):
 
 
 def test_more_asks_than_fit_are_overdue_and_do_not_block(bus):
-    """10,000 wait for an answerer that is not there; one more is overdue at once."""
-    router = bus(asks=("ledger",))
-    room = STREAMS["ledger"].high_water_mark
-    for _ in range(room + 1):
+    """Some 10,000 wait on either side of the wire for who does not read; then it is full."""
+    _, router = bus(answers=("ledger",)), bus(asks=("ledger",))
+    most = 4 * STREAMS["ledger"].high_water_mark
+    for _ in range(most):
         router.ask("ledger", msg.LedgerAsk(), now_ns=50)
-    assert router.overdue(50) == [msg.NoAnswer(msg.LedgerAsk())]
-    assert len(router.overdue(50 + ASK_DEADLINE_NS)) == room
+    at_once = router.overdue(50)
+    assert at_once
+    assert len(at_once) + len(router.overdue(50 + ASK_DEADLINE_NS)) == most
 
 
 def test_a_refused_ask_is_overdue_at_its_deadline(bus):

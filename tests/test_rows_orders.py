@@ -277,6 +277,18 @@ def test_A5_a_post_only_that_would_cross_frees_its_slot_and_waits_for_the_next_b
     finish(stage)
 
 
+def test_A5_an_exit_whose_rejection_nobody_heard_is_made_anew():
+    """Its id is used up: the exchange says so, and the keeper looks what became of it."""
+    stage = Stage(BASE_FEE_PCT=3.0)
+    lot = stage.rest()
+    stage.fault("match", "reject_after_ack", symbol=A)
+    stage.fault("ws", "drop", kind="private", topic="order", times=0, for_s=8)
+    stage.to(A, DEEP, 20)
+    assert [order.status for order in stage.created(f"{lot}x0")] == ["Rejected"]
+    assert [order.order_link_id for order in stage.exits()] == [f"{lot}x1"]
+    finish(stage)
+
+
 @routes
 def test_A6_an_order_that_nobody_told_of_is_found_by_asking(route):
     stage = staged(route)

@@ -25,6 +25,7 @@ RECANCEL_NS = 5_000_000_000
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
+EXISTS = 110072  # an order with this id has been made: look what became of it
 DEAF_NS = 1_500_000_000  # a round has brought news, the stream has not said a word since
 INCOMPLETE_NS = 2_000_000_000  # an order has ended, its executions are missing: look again
 NOT_THERE = "not at the exchange"
@@ -52,10 +53,14 @@ class Keeper(Actor):
     links: ClassVar[tuple[str, ...]] = ("private",)
 
     def __init__(
-        self, settings: Settings, path: str = "", wall_ms: Callable[[], int] = wall_clock_ms
+        self,
+        settings: Settings,
+        path: str = "",
+        wall_ms: Callable[[], int] = wall_clock_ms,
+        store: Callable[[str, str, str], Store] = Store,
     ) -> None:
         super().__init__(settings)
-        self._wall_ms = wall_ms
+        self._wall_ms, self._open_store = wall_ms, store
         self._path = path or str(settings.RUN_DIR / "state.db")
         self._account = ledger_account(settings)
         self._caps, self._interval_ms = settings.part(Caps), settings.interval_ms
@@ -77,7 +82,7 @@ class Keeper(Actor):
 
     def start(self, now_ns: int) -> list[msg.Message]:
         """Rebuild the ledger from disk; the first tick asks the exchange what was missed."""
-        self._store = Store(self._path, self._account, os.urandom(4).hex())
+        self._store = self._open_store(self._path, self._account, os.urandom(4).hex())
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
         rows = (disk.row(), disk.orders(), disk.lots(), disk.executions())
@@ -231,7 +236,9 @@ class Keeper(Actor):
 
     def _command(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
         """A refused create never was: its slot is free again. An exit that is too small joins the
-        next lot's."""
+        next lot's. An id that was used before is looked for: its order may have ended unheard."""
+        if request.ret_code == EXISTS:
+            return [msg.Fetch("order", request.symbol, order_link_id=request.order_link_id)]
         if request.outcome != "refused":
             return []
         self._put(self._store.refusal, request, self._wall_ms())

@@ -213,7 +213,8 @@ class Router(Actor):
         if request.outcome == "refused":
             self._back_off(request, now_ns)
         track = self._tracks.get(request.order_link_id)
-        if track is None or track.request is None or track.request.command != request.command:
+        sent = track and getattr(track.request, "command", None)  # an Ask has none
+        if track is None or sent != request.command:
             return [request]  # its effect was seen already, or it was called unknown
         if request.outcome == "accepted":
             track.request, track.deadline_ns, track.failures = request, now_ns + ECHO_NS, 0
