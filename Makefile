@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test simulate test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test simulate test-the-tester test-clients rows bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test: $(DEV) lint ## all checks and tests, offline
 
 simulate: $(DEV) ## whole lives under random faults: SEEDS=10000, or SEED=17 for one and its shortest plan
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))
+
+test-the-tester: $(DEV) ## plant bugs in a copy, one at a time: how many lives until the simulation sees each
+	@PYTHONHASHSEED=0 $(PY) -m tests.simulation.planted $(if $(SEEDS),--seeds $(SEEDS))
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest tests/clients

@@ -10,18 +10,31 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter, deque
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import STREAMS, Bus
 from shared.messages import Execution, Health, Link, Message, OrderRequest
-from shared.settings import VERSION, WRONG_SETTING_EXIT, Settings, WrongSetting, load
+from shared.settings import (
+    VERSION,
+    WRONG_SETTING_EXIT,
+    Settings,
+    WrongSetting,
+    ledger_account,
+    load,
+    place,
+)
+
+if TYPE_CHECKING:  # workers start without pybit
+    from shared.bybit import Exchange
 
 TICK_NS = 1_000_000_000
 INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
 PR_SET_PDEATHSIG = 1
+LOCKS = Path(tempfile.gettempdir()) / f"deviation-magnet-{os.getuid()}"
 NEWS = (OrderRequest, Execution)  # what an operator would tell a colleague
 
 log = logging.getLogger("dm")
@@ -65,20 +78,6 @@ class Actor:
         return []
 
 
-class Door(Protocol):
-    """What leads out of the pipeline: takes some messages, posts its own into the inbox."""
-
-    @property
-    def takes(self) -> tuple[type[Any], ...]:
-        """Message types that go to `send`."""
-
-    def send(self, message: Any) -> None:
-        """Hand over to a library thread; never blocks."""
-
-    def close(self) -> None:
-        """End the threads."""
-
-
 class Inbox:
     """Where library threads post. A post wakes the loop; a full inbox drops and counts."""
 
@@ -110,7 +109,9 @@ class Inbox:
 class Loop:
     """One actor, its bus, its inbox and its door, until SIGTERM."""
 
-    def __init__(self, actor: Actor, bus: Bus, inbox: Inbox, door: Door | None, slot: int) -> None:
+    def __init__(
+        self, actor: Actor, bus: Bus, inbox: Inbox, door: "Exchange | None", slot: int
+    ) -> None:
         self._actor, self._bus, self._inbox, self._door = actor, bus, inbox, door
         self._slot = slot
         self._stopping = False
@@ -141,25 +142,22 @@ class Loop:
 
     def _turn(self, timeout_ms: float) -> None:
         for message, socket in self._bus.receive(timeout_ms):
-            started_ns = time.monotonic_ns()
-            if socket is None:
-                self._send(self._actor.handle(message, started_ns), started_ns)
-            else:
-                self._send(self._actor.answer(message, started_ns), started_ns, socket)
-            self._stage_ns.append(time.monotonic_ns() - started_ns)
+            self._handle(message, socket)
         for message in self._inbox.take():
-            self._handle(message, time.monotonic_ns())
+            self._handle(message)
 
     def _tick(self, now_ns: int) -> None:
         for message in self._bus.overdue(now_ns):
-            self._handle(message, now_ns)
+            self._handle(message)
         self._send(self._actor.tick(now_ns), now_ns)
         self._bus.publish(self._health())
 
-    def _handle(self, message: Any, now_ns: int) -> None:
+    def _handle(self, message: Any, asker: Any = None) -> None:
+        now_ns = time.monotonic_ns()
         if isinstance(message, Link):
             log.info("%s", line(message))
-        self._send(self._actor.handle(message, now_ns), now_ns)
+        hook = self._actor.answer if asker else self._actor.handle
+        self._send(hook(message, now_ns), now_ns, asker)
         self._stage_ns.append(time.monotonic_ns() - now_ns)
 
     def _send(self, messages: list[Message], now_ns: int, asker: Any = None) -> None:
@@ -200,13 +198,13 @@ def line(message: Any) -> str:
 
 
 def hold_lock(run_dir: Path, name: str) -> int:
-    """The lock file of one role and slot, held until the process ends. Exits if it is taken."""
+    """The lock file of one role, held until the process ends. Exits if it is taken."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(run_dir / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        sys.exit(f"{name}: already running with RUN_DIR={run_dir}, pid {os.read(fd, 20).decode()}")
+        sys.exit(f"{name}: already running, pid {os.read(fd, 20).decode()} holds {run_dir}")
     os.truncate(fd, 0)
     os.write(fd, str(os.getpid()).encode())
     return fd
@@ -232,6 +230,8 @@ def run(actor_class: type[Actor]) -> None:
     actor = actor_class(settings)
     slot = settings.WORKER_SLOT if actor.service == "worker" else 0
     hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")
+    if {"private", "trade"} & set(actor.links):  # one of each per account, whatever the RUN_DIR
+        hold_lock(LOCKS, f"{actor.service}-{ledger_account(settings)}-{place(settings)}")
     inbox = Inbox()
     door = None
     if actor.links:

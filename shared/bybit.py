@@ -37,9 +37,7 @@ BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connecti
 REST_THREADS = 4
 REST_PAUSE_SECONDS = 0.04  # with four threads 100 reads a second; Bybit bans an IP at 120
 REST_TIMEOUT_SECONDS = 5
-WINDOW_MS = (
-    6 * 86_400_000
-)  # `startTime` alone means seven days from it; older means: the last seven
+WINDOW_MS = 6 * 86_400_000  # `startTime` alone means seven days from it; older: the last seven
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
 BAD_FRAME = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
@@ -113,17 +111,14 @@ def read(cls: Any, row: Any, recv_ns: int = 0) -> Any:
     return cls(*[reader(row[key]) for key, reader in _readers(cls)])
 
 
-def klines_of(frame: Any, recv_ns: int = 0) -> list[msg.Kline]:
-    """A push of `kline.<interval>.<symbol>`."""
-    symbol = frame["topic"].rpartition(".")[2]
-    rows = ({**row, "symbol": symbol, "ts": row["timestamp"]} for row in frame["data"])
-    return [read(msg.Kline, row, recv_ns) for row in rows]
-
-
-def account_of(frame: Any, recv_ns: int = 0) -> list[Any]:
-    """A push of a private topic: what it says of USDT perpetuals."""
-    kind = PRIVATE_TOPICS[frame["topic"]]
-    return [read(kind, row, recv_ns) for row in frame["data"] if kind is msg.Wallet or ours(row)]
+def pushed(frame: Any, recv_ns: int = 0) -> list[Any]:
+    """What a push says: of klines, or of the account as far as it is USDT perpetuals."""
+    topic, rows = frame["topic"], frame["data"]
+    if not topic.startswith("kline."):
+        kind = PRIVATE_TOPICS[topic]
+        return [read(kind, row, recv_ns) for row in rows if kind is msg.Wallet or ours(row)]
+    more = {"symbol": topic.rpartition(".")[2]}
+    return [read(msg.Kline, {**row, **more, "ts": row["timestamp"]}, recv_ns) for row in rows]
 
 
 def bar_of(symbol: str, interval_ms: int, row: list[str]) -> msg.Kline:
@@ -148,11 +143,8 @@ def ours(row: Any) -> bool:
 def tradeable(row: Any) -> bool:
     """A live USDT perpetual that is not being delisted (a delisted one has a deliveryTime)."""
     kind = (row["contractType"], row["status"], row["quoteCoin"])
-    return kind == ("LinearPerpetual", "Trading", "USDT") and row.get("deliveryTime") in (
-        "0",
-        "",
-        None,
-    )
+    stays = row.get("deliveryTime") in ("0", "", None)
+    return kind == ("LinearPerpetual", "Trading", "USDT") and stays
 
 
 def params_of(request: msg.OrderRequest) -> dict[str, Any]:
@@ -199,20 +191,10 @@ def answered(
     )
 
 
-def lost(why: str) -> Exception:
-    """What a verb raises where no answer came."""
-    return requests.ConnectionError(why)
-
-
-def failed(why: str, status: int) -> Exception:
-    """What a verb raises on an HTTP status that is an error."""
-    error: Exception = FailedRequestError("", why, status, "", {})
-    return error
-
-
-def refused(text: str, code: int, headers: Any) -> Exception:
-    """What a verb raises on a retCode."""
-    error: Exception = InvalidRequestError("", text, code, "", headers)
+def failure(why: str, status: int = 0, code: int = 0) -> Exception:
+    """What a verb raises: on a retCode, else on an HTTP status, else (0) where no answer came."""
+    kind, number = (InvalidRequestError, code) if code else (FailedRequestError, status)
+    error: Exception = kind("", why, number, "", {})
     return error
 
 
@@ -243,16 +225,6 @@ def caller(settings: Settings) -> Call:
     return call
 
 
-def tried(call: Call, verb: str, **params: Any) -> tuple[Any, str]:
-    """The body of one read and an empty text, or None and why there is none."""
-    try:
-        return call(verb, **params)[0], ""
-    except InvalidRequestError as refusal:
-        return None, f"{refusal.status_code} {refusal.message}"
-    except (*NET_ERRORS, *BAD_FRAME) as failure:
-        return None, f"{type(failure).__name__}: {failure}"
-
-
 class Rest:
     """Reads and orders by REST. `call` is a pybit verb: its parameters to (body, headers).
 
@@ -266,56 +238,46 @@ class Rest:
 
     def fetch(self, ask: msg.Fetch) -> msg.Fetched:
         """All pages of one read."""
-        rows: list[Any] = []
-        code, error = self._guarded(lambda: rows.extend(getattr(self, f"_{ask.what}")(ask)))
-        done = not error or code in DONE
-        return msg.Fetched(ask, tuple(rows) if done else (), "" if done else error, code)
+        rows, code, error = self.tried(lambda: tuple(getattr(self, f"_{ask.what}")(ask)))
+        return msg.Fetched(ask, rows or (), "" if code in DONE else error, code)
 
     def order(self, request: msg.OrderRequest) -> msg.OrderRequest:
         """One order; an entry that waited too long is not sent."""
         opens = request.action == "create" and not request.reduce_only
         if opens and self._clock.now_ns() - request.decided_ns > msg.SEND_NS:
-            return self._unsent(request, "waited too long: not sent")
+            return request._replace(outcome="refused", reason="waited too long: not sent")
         if self._banned:
-            return self._unsent(request, "address banned: not sent")
-        found: list[msg.OrderRequest] = []
+            return request._replace(outcome="refused", reason="address banned: not sent")
         body, now_ns = params_of(request), self._clock.now_ns
         verb = f"{request.action.replace('create', 'place')}{'_batch' * request.batch}_order"
         params = LINEAR | {"request": [body]} if request.batch else body
 
-        def act() -> None:
+        def act() -> msg.OrderRequest:
             said, headers = self._call(verb, **params)
-            found.append(answered(request, 0, "", headers, said.get("retExtInfo"), now_ns()))
+            return answered(request, 0, "", headers, said.get("retExtInfo"), now_ns())
 
-        code, error = self._guarded(act)
+        answer, code, error = self.tried(act)
         if code == BANNED:
-            return self._unsent(request, "address banned: not taken")
-        return found[0] if found else answered(request, code, error, None, {}, now_ns())
+            return request._replace(outcome="refused", reason="address banned: not taken")
+        return answer or answered(request, code, error, None, {}, now_ns())
 
     @property
     def _banned(self) -> bool:
         return self._clock.now_ns() < self._banned_until_ns
 
-    def _unsent(self, request: msg.OrderRequest, why: str) -> msg.OrderRequest:
-        late = answered(request, 0, "", None, {"list": [{"code": 0, "msg": ""}]}, 0)
-        return late._replace(outcome="refused", reason=why)
-
-    def _guarded(self, act: Callable[[], None]) -> tuple[int, str]:
-        """retCode and error of what was done; (-1, why) where nobody knows."""
+    def tried(self, act: Callable[[], Any]) -> tuple[Any, int, str]:
+        """What came of it, retCode and error; (None, -1, why) where nobody knows."""
         if self._banned:
-            return -1, "address banned: not asked"
+            return None, -1, "address banned: not asked"
         try:
-            act()
+            return act(), 0, ""
         except InvalidRequestError as refusal:
-            return refusal.status_code, refusal.message
-        except NET_ERRORS as failure:
+            return None, refusal.status_code, refusal.message
+        except (*NET_ERRORS, *BAD_FRAME) as failure:
             banned = getattr(failure, "status_code", 0) == BANNED
             if banned:
                 self._banned_until_ns = self._clock.now_ns() + BAN_SECONDS * 1_000_000_000
-            return BANNED if banned else -1, f"{type(failure).__name__}: {failure}"
-        except BAD_FRAME as failure:
-            return -1, f"{type(failure).__name__}: {failure}"
-        return 0, ""
+            return None, BANNED if banned else -1, f"{type(failure).__name__}: {failure}"
 
     def _rows(self, verb: str, **params: Any) -> Iterable[Any]:
         """Every row of every page of a list."""
@@ -542,23 +504,19 @@ class Exchange:
         ]
 
     def _build_public(self) -> StreamSocket:
-        return StreamSocket(self._at.public, self._heard_public, channel_type="linear")
+        return StreamSocket(self._at.public, self._heard_push, channel_type="linear")
 
     def _build_private(self) -> StreamSocket:
         rest: dict[str, Any] = {"channel_type": "private", "private_auth_expire": 10, **self._keys}
-        return StreamSocket(self._at.private, self._heard_private, **rest)
+        return StreamSocket(self._at.private, self._heard_push, **rest)
 
     def _build_trade(self) -> TradeSocket:
         self._sent.clear()  # a new connection answers nothing that an old one was asked
         rest: dict[str, Any] = {"recv_window": 0, "referral_id": "", "private_auth_expire": 10}
         return TradeSocket(self._at.trade, self._heard_trade, **rest, **self._keys)
 
-    def _heard_public(self, frame: Any) -> None:
-        for kline in klines_of(frame, time.monotonic_ns()):
-            self._post(kline)
-
-    def _heard_private(self, frame: Any) -> None:
-        for message in account_of(frame, time.monotonic_ns()):
+    def _heard_push(self, frame: Any) -> None:
+        for message in pushed(frame, time.monotonic_ns()):
             self._post(message)
 
     def _heard_trade(self, frame: Any) -> None:

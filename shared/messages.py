@@ -345,7 +345,11 @@ class Health(NamedTuple):
     version: str
 
 
-# Between an actor and its library threads: never on the wire.
+_KINDS = {name: cls for name, cls in globals().items() if hasattr(cls, "_fields")}
+"""What may be on the wire: all of the above. What follows never is."""
+
+
+# Between an actor and its library threads.
 
 
 class Subscribe(NamedTuple):
@@ -356,7 +360,8 @@ class Subscribe(NamedTuple):
 
 class Fetch(NamedTuple):
     """One REST read: what is instruments, klines, orders, order, executions, positions, wallet,
-    account or leverage (the two that write: one-way mode, leverage 1). `number` is the round's."""
+    rights (that move funds), account or leverage (the two that write: one-way mode, leverage 1).
+    `number` is the round's; `order_id` the exchange's id of an order that has none of ours."""
 
     what: str
     symbol: str = ""
@@ -411,23 +416,6 @@ class NoAnswer(NamedTuple):
 
 Message = tuple[Any, ...]  # any NamedTuple of this module
 
-_ON_THE_WIRE: tuple[type[Any], ...] = (
-    *(Instrument, Kline, HistoryAsk, History, InstrumentsAsk, Instruments, Quote, OrderRequest),
-    Touch,
-    *(
-        Ask,
-        Grant,
-        OrderUpdate,
-        Execution,
-        Wallet,
-        Position,
-        Mode,
-        LedgerAsk,
-        FullSet,
-        Control,
-        Health,
-    ),
-)
 _packer = msgpack.Packer(default=str)
 
 
@@ -511,6 +499,3 @@ def build(cls: Any, row: Any) -> Any:
         if index < len(fields):
             fields[index] = convert(fields[index])
     return cls(*fields[: len(cls._fields)])
-
-
-_KINDS = {cls.__name__: cls for cls in _ON_THE_WIRE}

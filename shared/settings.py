@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -23,18 +24,8 @@ WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
-FAMILIES = (
-    "BAND_",
-    "BB_",
-    "BYBIT_",
-    "COOLDOWN_",
-    "DAILY_",
-    "DCA_",
-    "DRAWDOWN_",
-    "PAPER_",
-    "QUOTE_",
-    "STOP_LOSS",
-)  # a typo in these is an error
+FAMILIES = re.compile("(BAND|BB|BYBIT|COOLDOWN|DAILY|DCA|DRAWDOWN|PAPER|QUOTE)_|STOP_LOSS")
+"""How the names of ours begin in which a typo is an error."""
 Part = TypeVar("Part", bound=NamedTuple)
 
 
@@ -205,13 +196,18 @@ def ledger_account(settings: Settings) -> str:
     return f"{settings.BYBIT_ENV}-{key}"
 
 
+def place(settings: Settings) -> str:
+    """Where the account is: every paper exchange on this machine has its own port."""
+    return str(settings.PAPER_PORT) if settings.BYBIT_ENV == "paper" else "bybit"
+
+
 def load(**overrides: Any) -> Settings:
     """The settings, or one line for each wrong one on stderr and exit code 2."""
     known = Settings.model_fields
     wrong = [
         f"{name}: no such setting (environment)"
         for name in sorted(os.environ)
-        if name.startswith(FAMILIES) and name not in known
+        if FAMILIES.match(name) and name not in known
     ]
     with contextlib.suppress(FileNotFoundError), Path(".env").open() as file:
         lines = [row.original for row in parse_stream(file) if row.error]

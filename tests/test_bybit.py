@@ -88,8 +88,8 @@ def batch(code=0, text="OK"):
     return {"retCode": 0, "retExtInfo": {"list": [{"code": code, "msg": text}]}}
 
 
-TIMEOUT = bybit.lost("read timed out")
-BANNED = bybit.failed("access too frequent", 403)
+TIMEOUT = bybit.failure("Read timed out")
+BANNED = bybit.failure("access too frequent", 403)
 
 
 # Rows.
@@ -137,28 +137,28 @@ def test_rows_of_other_markets_are_not_ours(row, is_ours):
     ],
 )
 def test_a_private_push_is_what_it_says_of_our_market(topic, rows, kind):
-    (message,) = bybit.account_of({"topic": topic, "data": rows}, recv_ns=77)
+    (message,) = bybit.pushed({"topic": topic, "data": rows}, recv_ns=77)
     assert isinstance(message, kind)
     assert getattr(message, "recv_ns", 77) == 77
 
 
 def test_an_execution_keeps_the_sign_of_its_fee():
     """Negative is earned."""
-    (fill,) = bybit.account_of({"topic": "execution", "data": [EXECUTION]})
+    (fill,) = bybit.pushed({"topic": "execution", "data": [EXECUTION]})
     assert (fill.exec_fee, fill.exec_price, fill.exec_qty) == (D("-0.001"), D("1.5"), 7)
     assert (fill.is_maker, fill.exec_time_ms) == (True, 3000)
 
 
 def test_a_push_of_a_topic_that_nobody_asked_for_is_a_bad_frame():
     with pytest.raises(bybit.BAD_FRAME):
-        bybit.account_of({"topic": "greeks", "data": []})
+        bybit.pushed({"topic": "greeks", "data": []})
 
 
 def test_a_kline_push_has_the_symbol_of_its_topic():
     row = {"start": 60_000, "open": "1", "high": "3", "low": "0.5", "close": "2"}
     row |= {"volume": "10", "turnover": "20", "confirm": False, "timestamp": 61_500}
     frame = {"topic": "kline.1.AUSDT", "ts": 61_600, "data": [row]}
-    (kline,) = bybit.klines_of(frame, recv_ns=77)
+    (kline,) = bybit.pushed(frame, recv_ns=77)
     assert kline == msg.Kline("AUSDT", 60_000, 1, 3, 0.5, 2, 10, 20, False, 61_500, 77)
 
 
@@ -295,10 +295,10 @@ def test_an_answer_without_a_limit_says_none(headers):
     [
         (batch(), "accepted", 0),
         (batch(110007, "no money"), "accepted", 0),  # of no batch: what it says of one is not read
-        (bybit.refused("no money", 110007, {}), "refused", 110007),
-        (bybit.refused("server", 10016, {}), "unknown", 10016),
+        (bybit.failure("no money", code=110007), "refused", 110007),
+        (bybit.failure("server", code=10016), "unknown", 10016),
         (TIMEOUT, "unknown", -1),
-        (bybit.failed("bad gateway", 502), "unknown", -1),
+        (bybit.failure("bad gateway", 502), "unknown", -1),
         (ValueError("no JSON"), "unknown", -1),
     ],
 )
@@ -315,7 +315,7 @@ def test_rest_passes_on_the_limit_of_its_bucket():
     ("answer", "outcome"),
     [
         (batch(110007, "no money"), "refused"),
-        (bybit.refused("no money", 110007, {}), "refused"),
+        (bybit.failure("no money", code=110007), "refused"),
         ({"retCode": 0}, "unknown"),  # accepted or not: who knows
         ({"retCode": 0, "retExtInfo": {}}, "unknown"),
         ({"retCode": 0, "retExtInfo": {"list": []}}, "unknown"),
@@ -377,7 +377,7 @@ def test_an_order_that_meets_the_ban_is_refused_and_stops_the_others(change):
     assert wire.fetch("orders").error == "address banned: not asked"
 
 
-@pytest.mark.parametrize("answer", [TIMEOUT, bybit.refused("server", 10016, {})])
+@pytest.mark.parametrize("answer", [TIMEOUT, bybit.failure("server", code=10016)])
 def test_a_ban_that_another_thread_met_meanwhile_proves_nothing_of_this_order(answer):
     def meanwhile(wire):
         wire.answers.insert(0, BANNED)
@@ -389,7 +389,7 @@ def test_a_ban_that_another_thread_met_meanwhile_proves_nothing_of_this_order(an
 
 
 @pytest.mark.parametrize(
-    "failure", [bybit.failed("bad gateway", 502), TIMEOUT, bybit.refused("busy", 10006, {})]
+    "failure", [bybit.failure("bad gateway", 502), TIMEOUT, bybit.failure("busy", code=10006)]
 )
 def test_another_failure_is_no_ban(failure):
     wire = Wire(failure, page(WALLET))
@@ -412,8 +412,8 @@ def test_every_page_is_read_by_its_cursor():
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        (TIMEOUT, "read timed out"),
-        (bybit.refused("busy", 10016, {}), "busy"),
+        (TIMEOUT, "Read timed out"),
+        (bybit.failure("busy", code=10016), "busy"),
         ({"result": {}}, "KeyError"),
         (page(ORDER | {"qty": "much"}), "InvalidOperation"),
     ],
@@ -436,7 +436,7 @@ def test_a_list_without_end_is_an_error():
     ("code", "error"), [(110043, ""), (110025, ""), (10016, "not so"), (110024, "not so")]
 )
 def test_what_is_already_so_is_no_error(code, error):
-    wire = Wire(bybit.refused("not so", code, {}))
+    wire = Wire(bybit.failure("not so", code=code))
     said = wire.fetch("leverage", symbol="AUSDT")
     assert (said.error, said.ret_code, said.rows) == (error, code, ())
     terms = {"category": "linear", "symbol": "AUSDT", "buyLeverage": "1", "sellLeverage": "1"}

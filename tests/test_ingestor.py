@@ -196,3 +196,12 @@ def test_it_is_not_ready_before_a_socket_was_up(ingestor):
     ingestor.handle(bars(9, symbol="BUSDT"), NS)
     ingestor.tick(2 * NS)
     assert not ingestor.ready
+
+
+def test_it_is_ready_again_with_fewer_sockets_than_it_had(ingestor):
+    """What is subscribed anew counts; a socket that was down and is no more does not."""
+    ingestor.handle(msg.Link("public-0", True), 0)
+    ingestor.handle(msg.Link("public-1", False), 0)
+    ingestor._subscription()
+    ingestor.handle(msg.Link("public-0", True), 0)
+    assert ingestor._links == {"public-0": True}

@@ -28,7 +28,7 @@ from services.paper.market import MINUTE_MS, POINTS, Listing, Minute
 from services.paper.server import venue_of
 from services.paper.ticker import Ticker
 from shared import messages as msg
-from shared.bybit import Exchange, StreamSocket, TradeSocket, klines_of
+from shared.bybit import Exchange, StreamSocket, TradeSocket, pushed
 from shared.settings import PAPER_KEY, PAPER_SECRET, Settings
 
 START = 1_700_000_040_000
@@ -514,7 +514,7 @@ def test_a_subscription_is_confirmed_and_then_pushed(tmp_path: Path) -> None:
         row = frame["data"][0]
         assert (row["start"] % MINUTE_MS, row["end"] - row["start"]) == (0, 59_999)
         assert [row[name] for name in ("open", "high", "low", "close")] == ["100.0"] * 4
-        (kline,) = klines_of(frame)
+        (kline,) = pushed(frame)
         assert (kline.symbol, kline.confirm, kline.close) == (frame["topic"][8:], True, 100.0)
         # the next minute's confirm of the same symbol is the next bar, and never the same again
         later = wire.until(lambda f: f["topic"] == frame["topic"] and f["data"][0]["confirm"])

@@ -225,6 +225,7 @@ def test_an_ask_that_was_halted_is_asked_again_a_second_later():
     router = trading()
     asked(router, quote())
     router.handle(msg.Grant(ENTRY_ID, False, "halted"), T0)
+    router.tick(T0 + 1)
     assert router.handle(quote(ts_ms=2), T0 + BACKOFF_NS[0] - 1) == []
     assert asked(router, quote(ts_ms=3), T0 + BACKOFF_NS[0]).order_link_id == ENTRY_ID
 

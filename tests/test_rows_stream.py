@@ -590,7 +590,7 @@ def test_B12_nor_does_it_end_a_socket_of_pybit(kind):
     """The real class, without a connection: what its thread calls with each text."""
     heard = []
     socket = bybit.StreamSocket.__new__(bybit.StreamSocket)
-    socket._heard = lambda frame: heard.extend(bybit.account_of(frame))
+    socket._heard = lambda frame: heard.extend(bybit.pushed(frame))
     socket.confirmed, socket.lost, socket.heard_at = 0, "", 0.0
     socket._on_message((BAD_FRAMES | ODD_FRAMES)[kind].decode(errors="surrogateescape"))
     assert (socket.lost, len(heard)) == ("", kind in ("a new status", "numbers, not text"))

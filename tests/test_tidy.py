@@ -17,8 +17,9 @@ COMPOSITION_ROOTS = {"backtest"}
 CORES = {
     "ingestor": ("feed", "history"),
     "worker": ("ring", "strategy"),
-    "router": ("orders", "budget"),
-    "keeper": ("ledger", "reconcile"),
+    "router": ("orders", "budget", "touches"),
+    "keeper": ("ledger", "losses", "reconcile", "restarts"),
+    "watchdog": ("pulse",),
     "paper": (
         *("api", "auditor", "book", "clock", "faults", "gate", "matching", "order", "params"),
         *("public", "rows", "sessions", "stops", "ticker", "topics", "venue", "wallet"),

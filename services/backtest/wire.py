@@ -216,9 +216,7 @@ class Door:
             request = self._sent.pop(frame["reqId"], None)
             said = (frame["retCode"], frame["retMsg"], frame.get("header"), frame.get("retExtInfo"))
             return [bybit.answered(request, *said, now_ns)] if request else []
-        if frame["topic"].startswith("kline"):
-            return bybit.klines_of(frame, now_ns)
-        return bybit.account_of(frame, now_ns)
+        return bybit.pushed(frame, now_ns)
 
     def login(self, now: Now) -> Any:
         """The auth frame of a private or trade socket."""
@@ -260,12 +258,12 @@ class Door:
         answer = self.venue.http(asked, at_venue(self.venue, now))
         self._late_s += min(answer.delay_s, bybit.REST_TIMEOUT_SECONDS)
         if answer.drop or answer.truncate or answer.delay_s > bybit.REST_TIMEOUT_SECONDS:
-            raise bybit.lost("no answer")
+            raise bybit.failure("no answer")
         if answer.status != 200:
-            raise bybit.failed(f"http {answer.status}", answer.status)
+            raise bybit.failure(f"http {answer.status}", answer.status)
         found = orjson.loads(answer.body)
         if found["retCode"]:
-            raise bybit.refused(found["retMsg"], found["retCode"], answer.headers)
+            raise bybit.failure(found["retMsg"], code=found["retCode"])
         return found, answer.headers
 
     def _sign(self, text: str) -> str:

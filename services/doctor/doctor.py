@@ -248,7 +248,8 @@ class Doctor:
 
     def _try(self, verb: str, **params: Any) -> tuple[Any, str]:
         """The answer and an empty text, or None and why."""
-        return bybit.tried(self._call, verb, **params)
+        body, code, error = self._rest.tried(lambda: self._call(verb, **params)[0])
+        return body, f"{code} {error}" if code > 0 else error
 
 
 def main() -> None:

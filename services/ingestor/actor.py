@@ -116,6 +116,7 @@ class Ingestor(Actor):
         return [*changed, *asks]
 
     def _subscription(self) -> msg.Subscribe:
+        self._links.clear()  # what becomes of the old ones is no longer said
         return msg.Subscribe(tuple(self._topic + symbol for symbol in sorted(self._followed)))
 
     def _wanted(self, row: msg.Instrument) -> bool:

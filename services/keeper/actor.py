@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
 from services.keeper.losses import Limits, Losses
 from services.keeper.reconcile import TRUST_NS, Reconcile
+from services.keeper.restarts import LOOP_COUNT, Restarts
 from services.keeper.store import Store, Unwritable
 from shared import messages as msg
 from shared.actor import Actor
@@ -47,6 +48,7 @@ class Keeper(Actor):
     hears: ClassVar[dict[str, tuple[str, ...]]] = {
         "commands": ("orderrequest.", "touch.", "health."),
         "market": ("health.",),
+        "quotes": ("health.",),
     }
     says = "account"
     answers = ("ledger",)
@@ -77,6 +79,7 @@ class Keeper(Actor):
         self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
+        self._restarts = Restarts()
         self._until_ms = 0
         self._equity_ns = 0
 
@@ -93,7 +96,7 @@ class Keeper(Actor):
         granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
         self._granted_ns = dict.fromkeys(granted, now_ns)
         self._router_ns = self._market_ns = now_ns
-        return [msg.Fetch("rights")]
+        return [msg.Fetch("rights"), *self._begun(now_ns)]
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
@@ -109,11 +112,8 @@ class Keeper(Actor):
             return self._command(message, now_ns)
         if isinstance(message, msg.Touch):
             self._put(self._store.outcome, message, False)
-        if isinstance(message, msg.Health) and message.service == "router":
-            self._router_ns = now_ns
-        elif isinstance(message, msg.Health):
-            silent = message.counters.get("silent")
-            self._market_ns = now_ns - 2 * STALE_NS if silent else now_ns
+        if isinstance(message, msg.Health):
+            return self._health(message, now_ns)
         if isinstance(message, msg.Link):
             self._linked = message.up
             self._rounds = self._suspect_ns = 0
@@ -167,9 +167,28 @@ class Keeper(Actor):
         return messages
 
     def stop(self, now_ns: int) -> list[msg.Message]:
-        """Close the file."""
+        """Close the file. An orderly end is none of a crash loop."""
+        self._note("starts", "")
         self._store.close()
         return []
+
+    def _begun(self, now_ns: int) -> list[msg.Message]:
+        """Our own starts are counted on disk."""
+        starts = [*self._store.noted("starts").split(), str(self._wall_ms())][-LOOP_COUNT:]
+        self._note("starts", " ".join(starts))
+        loop = [self._restarts.started("keeper", int(at_ms)) for at_ms in starts][-1]
+        return self._stop_by(msg.REDUCE_ONLY, loop, now_ns) if loop else []
+
+    def _health(self, health: msg.Health, now_ns: int) -> list[msg.Message]:
+        """Who is alive, and who is so again and again."""
+        if health.service == "router":
+            self._router_ns = now_ns
+        elif health.service == "ingestor":
+            silent = health.counters.get("silent")
+            self._market_ns = now_ns - 2 * STALE_NS if silent else now_ns
+        name = f"{health.service}-{health.slot}"
+        loop = self._restarts.heard(name, health.pid, now_ns // 1_000_000)
+        return self._stop_by(msg.REDUCE_ONLY, loop, now_ns) if loop else []
 
     def _put(self, write: Callable[..., None], *values: Any) -> None:
         """To the disk, after what it did not take before; what it does not take now waits."""

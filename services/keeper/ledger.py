@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from shared import messages as msg
-from shared.instrument import BUY, SELL, sign
+from shared.instrument import BUY, SELL, opposite, sign
 
 GRANTED = "Granted"
 TERMINAL = {"Filled", "Cancelled", "Rejected", "Deactivated", "PartiallyFilledCanceled"}
@@ -301,18 +301,25 @@ class Ledger:
 
     def _executed_by_others(self, execution: msg.Execution) -> Change:
         """A manual trade, ADL, a liquidation: closes our lots oldest first, the rest is foreign."""
-        left = execution.exec_qty
-        lots: list[msg.Lot] = []
-        for lot in self.position(execution.symbol).lots:
-            part = min(left, lot.bought - lot.sold) if lot.side != execution.side else ZERO
-            if part > 0:
-                left -= part
-                self._touched(lot.entry_id, execution)
-                lots += self._closed(_sold(lot, part, part * execution.exec_price))
+        side, price, at_ms = opposite(execution.side), execution.exec_price, execution.exec_time_ms
+        left, lots = self._taken(execution.symbol, side, execution.exec_qty, price, at_ms)
         self.foreign[execution.symbol] += left * sign(execution.side)
         self.row += 1
-        foreign = self.foreign[execution.symbol]
-        return Change(execution.symbol, (), tuple(lots), execution, foreign)
+        return Change(execution.symbol, (), lots, execution, self.foreign[execution.symbol])
+
+    def _taken(
+        self, symbol: str, side: str, qty: Decimal, price: Decimal, at_ms: int
+    ) -> tuple[Decimal, tuple[msg.Lot, ...]]:
+        """Close lots of one side, oldest first, by a sale that no exit of theirs made: what is left
+        of `qty`, and their rows. A price of 0: each at its own."""
+        rows: list[msg.Lot] = []
+        for lot in self.position(symbol).lots:
+            part = min(qty, lot.bought - lot.sold)
+            if lot.side == side and part > 0:
+                qty -= part
+                self._traded_ms[lot.entry_id] = max(self._traded_ms[lot.entry_id], at_ms)
+                rows += self._closed(_sold(lot, part, part * (price or lot.entry_price)))
+        return qty, tuple(rows)
 
     def _note(self, execution: msg.Execution) -> None:
         """Remember a fill: its id, its sum per order, and the bar it used up."""
@@ -328,14 +335,12 @@ class Ledger:
             return
         if ours[0] in self.lots:
             self._filled[name] += execution.exec_qty
-            self._touched(ours[0], execution)
+            at_ms = max(self._traded_ms[ours[0]], execution.exec_time_ms)
+            self._traded_ms[ours[0]] = at_ms
         if ours[1] is None:
             key = (execution.symbol, execution.side)
             bar_ms = execution.exec_time_ms // self._interval_ms * self._interval_ms
             self._used_ms[key] = max(self._used_ms[key], bar_ms)
-
-    def _touched(self, entry: str, execution: msg.Execution) -> None:
-        self._traded_ms[entry] = max(self._traded_ms[entry], execution.exec_time_ms)
 
     def _settled(
         self, order: msg.Order | None, lot: msg.Lot | None, execution: msg.Execution | None = None
@@ -383,14 +388,9 @@ class Ledger:
         over = lot.sold - lot.bought
         if over <= 0:
             return ()
-        price, left = lot.proceeds / lot.sold, over
-        changed: list[msg.Lot] = []
-        for other in self.position(lot.symbol).lots:
-            part = min(left, other.bought - other.sold)
-            if other.entry_id == lot.entry_id or other.side != lot.side or part <= 0:
-                continue
-            left -= part
-            changed += self._closed(_sold(other, part, part * price))
+        self.lots[lot.entry_id] = lot  # as it is: nothing comes off itself
+        price = lot.proceeds / lot.sold
+        left, changed = self._taken(lot.symbol, lot.side, over, price, 0)
         self.foreign[lot.symbol] -= left * sign(lot.side)  # no lot is left for it
         return _sold(lot, -over, -over * price), *changed
 
@@ -398,16 +398,10 @@ class Ledger:
         """What lots and foreign hold in opposite directions is nothing: the oldest lots give way,
         so that the order in which facts arrive cannot matter."""
         symbol, foreign = change.symbol, self.foreign.get(change.symbol, ZERO)
-        said = change.execution.exec_price if change.execution else ZERO
-        lots: list[msg.Lot] = []
-        for lot in self.position(symbol).lots if foreign else ():
-            part = min(lot.bought - lot.sold, abs(foreign))
-            if part > 0 and foreign * sign(lot.side) < 0:
-                foreign += part * sign(lot.side)
-                self._traded_ms[lot.entry_id] = max(
-                    self._traded_ms[lot.entry_id], self.last_execution_ms
-                )
-                lots += self._closed(_sold(lot, part, part * (said or lot.entry_price)))
+        price = change.execution.exec_price if change.execution else ZERO
+        side, at_ms = SELL if foreign > 0 else BUY, self.last_execution_ms
+        left, lots = self._taken(symbol, side, abs(foreign), price, at_ms)
+        foreign = left.copy_sign(foreign)
         if foreign == self._foreign_said.get(symbol, ZERO) and not lots:
             return change
         self.foreign[symbol] = self._foreign_said[symbol] = foreign

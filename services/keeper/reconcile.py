@@ -77,11 +77,9 @@ class Reconcile:
             and order.order_link_id not in self._asked
         ][: max(0, MAX_QUERIES - len(self._asked))]
         self._asked.update(order.order_link_id for order in new)
-        made = {order.order_link_id: order.order_id for order in new if order.kind == STOP}
-        names = [(order.symbol, order.order_link_id) for order in new]
         return [
-            Fetch("order", symbol, order_link_id=name, order_id=made.get(name, ""))
-            for symbol, name in names
+            Fetch("order", o.symbol, 0, o.order_link_id, 0, o.order_id if o.kind == STOP else "")
+            for o in new
         ]
 
     def never_arrived(self, fetched: Fetched, granted_ns: int, now_ns: int) -> bool:

@@ -5,7 +5,8 @@ the message it holds, so a person reads with SQL what the processes say to each 
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,7 @@ class Store:
         On return a killed process loses nothing. `durable`: nor does a power cut. An intent must be
         durable before its order leaves; a fact that was lost is asked for again.
         """
-        self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-        with _Transaction(self._db):
+        with self._transaction(durable):
             for order, is_open in change.orders:
                 self._put("orders", (*order, is_open))
             for lot in change.lots:
@@ -108,7 +108,8 @@ class Store:
 
     def noted(self, name: str) -> str:
         """`since_ms`: market time up to which every execution was read. `born_ms`: the last
-        execution before this ledger began, -1 while that is unknown. `losses`: of the equity."""
+        execution before this ledger began, -1 while that is unknown. `losses`: of the equity.
+        `starts`: wall times of the last ones that did not end orderly."""
         return self._value(name)
 
     def row(self) -> int:
@@ -161,24 +162,32 @@ class Store:
             )
         if version == SCHEMA_VERSION:
             return
-        with _Transaction(self._db):
+        with self._transaction(durable=True):
             for name, (cls, key, extra) in TABLES.items():
                 columns = ", ".join((*cls._fields, *extra))
                 self._db.execute(f"CREATE TABLE {name} ({columns}, PRIMARY KEY ({key}))")
             for statement in SCHEMA.split(";"):
                 self._db.execute(statement)
             meta = [("account", account), ("ledger_id", new_id), ("row", "0"), ("born_ms", "-1")]
-            meta += [("since_ms", "0"), ("losses", "")]
+            meta += [("since_ms", "0"), ("losses", ""), ("starts", "")]
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _do(self, statement: str, values: Iterable[Any]) -> None:
-        """One durable write of its own. Raises Unwritable."""
-        self._db.execute("PRAGMA synchronous = FULL")
+    @contextmanager
+    def _transaction(self, durable: bool) -> Iterator[None]:
+        """All of it, or nothing. Raises Unwritable."""
         try:
-            self._db.execute(statement, tuple(values))
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            with self._db:  # COMMIT, or ROLLBACK when something raises
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
         except sqlite3.Error as error:
             raise Unwritable(f"{error}") from error
+
+    def _do(self, statement: str, values: Iterable[Any]) -> None:
+        """One durable write of its own. Raises Unwritable."""
+        with self._transaction(durable=True):
+            self._db.execute(statement, tuple(values))
 
     def _put(self, table: str, values: Iterable[Any]) -> None:
         row = [value if isinstance(value, int) else str(value) for value in values]
@@ -192,24 +201,3 @@ class Store:
     def _value(self, name: str) -> str:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return str(row[0])
-
-
-class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, or ROLLBACK when something raises."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise Unwritable(f"{error}") from error
-
-    def __exit__(self, kind: object, wrong: object, _: object) -> None:
-        try:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
-        except sqlite3.Error as error:
-            raise Unwritable(f"{error}") from error
-        if isinstance(wrong, sqlite3.Error):
-            raise Unwritable(f"{wrong}") from wrong

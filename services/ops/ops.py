@@ -301,7 +301,8 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
     return [
         look.process(
             *(info["name"], info["statename"], info["pid"], heard),
-            answers=info["name"] == "paper" and _paper_answers(settings),
+            answers=info["name"] == "watchdog"
+            or (info["name"] == "paper" and _paper_answers(settings)),
         )
         for info in infos
     ]

@@ -18,6 +18,7 @@ ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground fo
 REPRICE_MS = 2_000  # market time between two price amends of one order
 BACKOFF_NS = (1_000_000_000, 2_000_000_000, 5_000_000_000, 15_000_000_000, 60_000_000_000)
 LEVERAGE_NS = 60_000_000_000  # before a symbol whose leverage was refused is tried again
+TOO_SMALL_NS = 3_600_000_000_000  # before a symbol too large for SIZE_USDT is looked at again
 SYMBOL_NS = 60_000_000_000  # before a symbol whose entry was refused gets another one
 NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one for as long
 TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
@@ -65,8 +66,7 @@ class Router(Actor):
         self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
         self._touches = Touches(settings.BAND_PROXIMITY_PCT, settings.BAND_OVERSHOOT_PCT)
         self._paused_ns: dict[str, int] = {}  # symbol, or "" for all: no entries until then
-        self._leverage: dict[str, bool] = {}
-        self._leverage_ns: dict[str, int] = {}
+        self._leverage_ns: dict[str, float] = {}  # when it is set (again); 0 once it is 1
         self._account_ok = self._linked = False
 
     def start(self, now_ns: int) -> list[msg.Message]:
@@ -163,12 +163,9 @@ class Router(Actor):
 
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """One-way mode, or leverage 1 of a symbol."""
-        if fetched.ask.what == "leverage" and fetched.error:
-            self.counters["leverage_errors"] += 1
-            self._leverage_ns[fetched.ask.symbol] = now_ns + LEVERAGE_NS
-            self._leverage.pop(fetched.ask.symbol, None)
-        elif fetched.ask.what == "leverage":
-            self._leverage[fetched.ask.symbol] = True
+        if fetched.ask.what == "leverage":
+            self.counters["leverage_errors"] += bool(fetched.error)
+            self._leverage_ns[fetched.ask.symbol] = now_ns + LEVERAGE_NS if fetched.error else 0
         elif fetched.ret_code in HEDGED:
             raise WrongSetting(f"account: one-way mode is refused: {fetched.error}")
         else:
@@ -342,7 +339,7 @@ class Router(Actor):
         """Why the keeper is not even asked: leverage, a refusal, or its own word on this bar."""
         if max(self._paused_ns.get(s, 0) for s in ("", quote.symbol)) > now_ns:
             return "refused"
-        if not (self._account_ok and self._leverage.get(quote.symbol, False)):
+        if not (self._account_ok and self._leverage_ns.get(quote.symbol) == 0):
             return "leverage"
         refused = self._refused.get((quote.symbol, quote.side), (0, "", ""))
         return refused[2] if refused[:2] == (quote.bar_start_ms, self._mode_name()) else ""
@@ -394,7 +391,11 @@ class Router(Actor):
                 track.request = None
         live = {order.order_link_id for p in self._positions.values() for order in p.orders}
         live |= {msg.exit_id(x.entry_id, x.exits) for p in self._positions.values() for x in p.lots}
-        self._tracks = {k: track for k, track in self._tracks.items() if track.request or k in live}
+        self._tracks = {
+            name: track
+            for name, track in self._tracks.items()
+            if track.request or name in live or now_ns < track.pause_ns
+        }
         return messages
 
     def _ask_again(self) -> list[msg.Message]:
@@ -405,24 +406,24 @@ class Router(Actor):
 
     def _set_leverage(self, now_ns: int) -> list[msg.Message]:
         """Leverage 1 for every symbol that can be traded, the nearest quotes first."""
-        quotes = [quote for quote, _ in self._quotes.values() if quote.symbol not in self._leverage]
         messages: list[msg.Message] = []
-        for quote in sorted(quotes, key=lambda q: (q.zone == msg.NONE, abs(q.distance_pct))):
+        quotes = [quote for quote, _ in self._quotes.values()]
+        due = [q for q in quotes if 0 < self._leverage_ns.get(q.symbol, 1) <= now_ns]
+        for quote in sorted(due, key=lambda q: (q.zone == msg.NONE, abs(q.distance_pct))):
             instrument, last = self._instruments.get(quote.symbol), self._last.get(quote.symbol)
-            paused = now_ns < self._leverage_ns.get(quote.symbol, 0)
-            if instrument is None or last is None or paused:
+            if instrument is None or last is None:
                 continue
             _, too_small = entry_qty(self._rules.size_usdt, last[0], instrument)
             if too_small:
-                self._leverage[quote.symbol] = False
+                self._leverage_ns[quote.symbol] = now_ns + TOO_SMALL_NS
                 messages.append(self._not_traded(quote.symbol, too_small, now_ns))
             elif self._budget.take("leverage", now_ns, entry=True):
-                self._leverage[quote.symbol] = False
+                self._leverage_ns[quote.symbol] = math.inf  # under way
                 messages.append(msg.Fetch("leverage", quote.symbol))
         return messages
 
     def _not_traded(self, symbol: str, reason: str, now_ns: int) -> msg.OrderRequest:
-        """Said once: a symbol whose smallest order is larger than SIZE_USDT."""
+        """Said once an hour: a symbol whose smallest order is larger than SIZE_USDT."""
         zero, why = Decimal(0), f"SIZE_USDT {self._rules.size_usdt} is below its {reason}"
         terms = (f"dm-{symbol}", 0, "create", symbol, "", zero, zero, "", False, 0, now_ns)
         return msg.OrderRequest(*terms, outcome="refused", reason=why)

@@ -1,10 +1,11 @@
 """worker: klines in, quotes out, for its share of the symbols. Knows nothing of positions."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from zlib import crc32
 
 from services.worker.ring import Ring
-from services.worker.strategy import NO_BANDS, Parameters, bands, distance_pct, nearer, zone
+from services.worker.strategy import NO_BANDS, Bands, Parameters, bands, distance_pct, nearer, zone
 from shared import messages as msg
 from shared.actor import Actor
 from shared.settings import Settings
@@ -13,30 +14,20 @@ STALE_NS = 75_000_000_000  # Bybit pushes a kline every 1 to 60 s
 UNIVERSE_NS = 30_000_000_000  # how often the universe is asked for again
 
 
+@dataclass(slots=True)
 class Symbol:
     """One symbol's bars, what was prepared from them, and what was said last."""
 
-    __slots__ = (
-        "asked",
-        "bands",
-        "gate",
-        "heard_ns",
-        "last",
-        "recv_ns",
-        "ring",
-        "said",
-        "start_ms",
-        "ts_ms",
-    )
-
-    def __init__(self, interval_ms: int) -> None:
-        self.ring = Ring(interval_ms)
-        self.bands = NO_BANDS
-        self.gate = "warmup"
-        self.last = 0.0
-        self.ts_ms = self.recv_ns = self.heard_ns = self.start_ms = 0
-        self.asked = False
-        self.said: tuple[str, str, int, str] = ("", "", 0, "")
+    ring: Ring
+    bands: Bands = NO_BANDS
+    last: float = 0.0
+    ts_ms: int = 0
+    recv_ns: int = 0
+    heard_ns: int = 0
+    start_ms: int = 0
+    asked: bool = False
+    gone: bool = False
+    said: tuple[str, str, int, str] = ("", "", 0, "")
 
 
 class Worker(Actor):
@@ -87,14 +78,14 @@ class Worker(Actor):
         if now_ns - self._universe_ns >= UNIVERSE_NS:
             messages += self.start(now_ns)
         for name, symbol in self._symbols.items():
-            if now_ns - symbol.heard_ns > STALE_NS and symbol.heard_ns:
-                symbol.gate = "stale"
             if symbol.last:
                 messages.append(self._quote(name, symbol, now_ns))
-            if symbol.gate in ("warmup", "hole") and not symbol.asked:
+            if _gate(symbol, now_ns) in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
                 messages.append(msg.HistoryAsk(name))
-        waiting = sum(s.gate == "hole" or not s.ring.count for s in self._symbols.values())
+        waiting = sum(
+            _gate(s, now_ns) == "hole" or not s.ring.count for s in self._symbols.values()
+        )
         self.ready = self._universe_known and not waiting
         self.note = f"{len(self._symbols) - waiting}/{len(self._symbols)} symbols"
         heard = [symbol.heard_ns for symbol in self._symbols.values() if symbol.heard_ns]
@@ -109,33 +100,25 @@ class Worker(Actor):
         if kline.confirm and symbol.ring.append(kline.start_ms, kline[2:7]):
             self.counters["bars"] += 1
             self._prepare(symbol)
-        elif kline.start_ms > symbol.ring.next_ms:
-            symbol.gate = "hole" if symbol.ring.count else "warmup"
-        elif symbol.gate == "stale":
-            self._prepare(symbol)
-        edge = nearer(symbol.bands, symbol.last)
-        where = msg.NONE if symbol.gate else zone(edge, symbol.last)
-        if (edge.side, where, symbol.ring.next_ms, symbol.gate) == symbol.said:
+        gate, edge = _gate(symbol, now_ns), nearer(symbol.bands, symbol.last)
+        where = msg.NONE if gate else zone(edge, symbol.last)
+        if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said:
             return []
         return [self._quote(kline.symbol, symbol, now_ns)]
 
     def _prepare(self, symbol: Symbol) -> None:
-        """A bar closed: new bands, or the reason why there are none."""
-        if symbol.ring.count < self._parameters.bb_length:
-            symbol.bands = NO_BANDS
-        else:
+        """A bar closed: new bands."""
+        if symbol.ring.count >= self._parameters.bb_length:
             symbol.bands = bands(symbol.ring.window(self._parameters.bb_length), self._parameters)
-        hole = symbol.start_ms > symbol.ring.next_ms and symbol.bands.gate != "warmup"
-        symbol.gate = "hole" if hole else symbol.bands.gate
 
     def _quote(self, name: str, symbol: Symbol, now_ns: int) -> msg.Quote:
-        b, last = symbol.bands, symbol.last
+        b, last, gate = symbol.bands, symbol.last, _gate(symbol, now_ns)
         edge = nearer(b, last)
-        where = msg.NONE if symbol.gate else zone(edge, last)
-        symbol.said = (edge.side, where, symbol.ring.next_ms, symbol.gate)
+        where = msg.NONE if gate else zone(edge, last)
+        symbol.said = (edge.side, where, symbol.ring.next_ms, gate)
         self.counters[where] += 1
         return msg.Quote(
-            *(name, edge.side, edge.price, where, symbol.gate, b.take_profit_pct, b.lower.band),
+            *(name, edge.side, edge.price, where, gate, b.take_profit_pct, b.lower.band),
             *(b.upper.band, last, distance_pct(edge, last), b.volatility_pct, symbol.ring.next_ms),
             *(symbol.ts_ms, symbol.recv_ns, now_ns),
         )
@@ -149,9 +132,7 @@ class Worker(Actor):
             return []
         if not symbol.last:
             symbol.last, symbol.ts_ms = float(symbol.ring.window(1)[0, 3]), symbol.ring.next_ms
-        stale = symbol.gate == "stale"
         self._prepare(symbol)
-        symbol.gate = "stale" if stale else symbol.gate
         return [self._quote(history.symbol, symbol, now_ns)]
 
     def _universe(self, universe: msg.Instruments, now_ns: int) -> list[msg.Message]:
@@ -165,10 +146,10 @@ class Worker(Actor):
         messages: list[msg.Message] = []
         for name in gone:
             symbol = self._symbols.pop(name)
-            symbol.gate = "not_tradeable"
+            symbol.gone = True
             messages.append(self._quote(name, symbol, now_ns))
         for name in sorted(names - self._symbols.keys()):
-            self._symbols[name] = Symbol(self._interval_ms)
+            self._symbols[name] = Symbol(Ring(self._interval_ms))
             self._symbols[name].asked = True
             messages.append(msg.HistoryAsk(name))
         return messages
@@ -176,3 +157,13 @@ class Worker(Actor):
     def _owns(self, row: msg.Instrument) -> bool:
         mine = crc32(row.symbol.encode()) % self._shards == self._index
         return mine and row.status == "Trading"
+
+
+def _gate(symbol: Symbol, now_ns: int) -> str:
+    """Why its bands have no say now; empty if they have."""
+    if symbol.gone:
+        return "not_tradeable"
+    if symbol.heard_ns and now_ns - symbol.heard_ns > STALE_NS:
+        return "stale"
+    hole = symbol.ring.count and symbol.start_ms > symbol.ring.next_ms
+    return "hole" if hole else symbol.bands.gate

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.instrument import BUY, SELL
+from shared.instrument import BUY, SELL, sign
 from shared.messages import ARM, HOLD, NONE
 
 
@@ -78,7 +78,7 @@ def bands(window: NDArray[np.float64], p: Parameters) -> Bands:
 
 def _edge(side: str, band: float, p: Parameters) -> Edge:
     """Distance is positive before the band is reached: above a lower band, below an upper one."""
-    inward = 1 if side == BUY else -1
+    inward = sign(side)
 
     def between(outside_pct: float, inside_pct: float) -> tuple[float, float]:
         ends = band * (1 - inward * outside_pct / 100), band * (1 + inward * inside_pct / 100)
@@ -107,5 +107,5 @@ def zone(edge: Edge, last: float) -> str:
 
 def distance_pct(edge: Edge, last: float) -> float:
     """100 * (last - lower) / lower, or 100 * (upper - last) / upper; a band of zero has none."""
-    inward = 1 if edge.side == BUY else -1
+    inward = sign(edge.side)
     return 100 * inward * (last - edge.band) / edge.band if edge.band else 0.0

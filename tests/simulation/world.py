@@ -29,6 +29,8 @@ D = Decimal
 STEP_MS = 100
 TICK_MS = 1_000
 HEAL_S = 75
+BARS = 20  # that a worker must have as the exchange has them
+WISHED_MS = 3_000  # a grant that was given before may still leave
 
 
 class Breach(AssertionError):
@@ -40,8 +42,9 @@ class Process:
 
     def __init__(self, name, make):
         self.name, self.make = name, make
+        self.slot = int(name.rpartition("-")[2]) if "-" in name else 0
         self.actor = self.door = None
-        self.up_ms = self.next_tick_ms = self.frozen_ms = 0
+        self.up_ms = self.next_tick_ms = self.frozen_ms = self.pid = 0
         self.doom = None  # steps until it dies
         self.power = False  # ... and everything else with it
         self.skew_ms = 0
@@ -140,16 +143,16 @@ class World:
             return
         process.next_tick_ms = max(process.next_tick_ms + TICK_MS, self.now_ms)
         late = [key for key, (at_ms, _) in process.pending.items() if at_ms <= self.now_ms]
-        for key in late:
-            if process.actor:
-                lost = msg.NoAnswer(process.pending.pop(key)[1])
-                self._call(process, "handle", lost)
+        for _, message in [process.pending.pop(key) for key in late]:
+            self._call(process, "handle", msg.NoAnswer(message))
         self._call(process, "tick")
         if process.actor:
-            self._publish(process, process.actor.says, _health(process.actor))
+            health = _health(process.actor)._replace(pid=process.pid, slot=process.slot)
+            self._publish(process, process.actor.says, health)
 
     def _begin(self, process):
         actor = process.actor = process.make()
+        process.pid += 1
         process.doom, process.next_tick_ms = None, self.now_ms
         if actor.links:
             process.door = Door(
@@ -164,6 +167,8 @@ class World:
 
     def _call(self, process, hook, *terms):
         """One hook and what follows from it, unless the process dies before the end of it."""
+        if process.actor is None:
+            return
         try:
             process.step()
             said = getattr(process.actor, hook)(*terms, self.now_ms * NS)
@@ -197,8 +202,7 @@ class World:
                 if process.door and self.now_ms >= process.frozen_ms:
                     for message in process.door.poll(self._local(process)):
                         moved = True
-                        if process.actor:
-                            self._call(process, "handle", message)
+                        self._call(process, "handle", message)
             ready = [
                 (process, key)
                 for process in self.processes.values()
@@ -265,6 +269,8 @@ class World:
             entry = message.action == "create" and not message.reduce_only
             if entry and message.order_link_id not in self.disk.intents:
                 raise Breach(f"V3 {message.order_link_id} leaves without a durable intent")
+            if entry and self.wish_ms and self.now_ms - self.wish_ms > WISHED_MS:
+                raise Breach(f"V11 {message.order_link_id} leaves although a person said no")
 
     def _publish(self, process, stream, message):
         self._note(stream, message)
@@ -361,10 +367,12 @@ class World:
     def _act_operate(self, mode):
         """A person asks the keeper; nobody waits for the answer."""
         keeper = self.processes["keeper"]
-        if keeper.actor and self.now_ms >= keeper.frozen_ms:
+        actor = keeper.actor
+        if actor and self.now_ms >= keeper.frozen_ms:
             self._answer(keeper, msg.Control(mode, "person"), None, 0)
-            self.wish_ms = None if mode == msg.RUN else self.now_ms
-        self.seen[f"operate {mode}"] += 1
+            if keeper.actor is actor and not self.disk.full:
+                self.wish_ms = None if mode == msg.RUN else self.now_ms
+        self.seen["operate"] += 1
 
     def _act_scale(self, shards):
         """Another generation of workers; the old one goes on for a moment."""
@@ -397,15 +405,12 @@ class World:
         for process in self.processes.values():
             process.skew_ms = process.frozen_ms = 0
             process.doom, process.power = (process.doom if process.gone else None), False
-        self._operated = self.wish_ms is not None
-        if self._operated:
-            self._act_wish_run()
+        self._act_resume()
 
-    def _act_wish_run(self):
-        """Until the keeper has heard it."""
-        keeper = self.processes["keeper"]
-        if keeper.actor is None:
-            self.acts.append(((self.now_ms - START_MS) / 1_000 + 1, "wish_run"))
+    def _act_resume(self):
+        """A person says RUN until the keeper has heard it."""
+        if self.processes["keeper"].actor is None:
+            self.acts.append(((self.now_ms - START_MS) / 1_000 + 1, "resume"))
         else:
             self._act_operate(msg.RUN)
 
@@ -448,6 +453,8 @@ class World:
         _same("V20 lots without an exit", bare, set())
         for symbol, position in self._told().items():
             _same(f"V19 the router's {symbol}", position, ledger.position(symbol))
+        for symbol, (ours, theirs) in self._bars().items():
+            _same(f"V19 the worker's bars of {symbol}", ours, theirs)
 
     def _told(self):
         """What the router believes, but for the version, which may be older."""
@@ -456,6 +463,17 @@ class World:
         now = {s: ledger.position(s).version for s in symbols}
         empty = msg.Position("", (), (), ())
         return {s: router._positions.get(s, empty)._replace(version=now[s]) for s in symbols}
+
+    def _bars(self):
+        """The last closed bars of each symbol, open to close: (its worker's, the exchange's)."""
+        workers = [p.actor for p in self.processes.values() if not p.gone and "worker" in p.name]
+        rings = {s: one.ring for worker in workers for s, one in worker._symbols.items()}
+        found = {}
+        for index, symbol in enumerate(self.symbols):
+            theirs = self.ticker.bars(index, 0, rings[symbol].next_ms - 1, BARS)[::-1]
+            ours = rings[symbol].window(BARS)[:, :4].round(9).tolist()
+            found[symbol] = ours, [[float(value) for value in row[1:5]] for row in theirs]
+        return found
 
     # Wiring.
 
