@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test simulate test-the-tester test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test simulate test-the-tester soak test-clients rows bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ simulate: $(DEV) ## whole lives under random faults: SEEDS=10000, or SEED=17 for
 
 test-the-tester: $(DEV) ## plant bugs in a copy, one at a time: how many lives until the simulation sees each
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation.planted $(if $(SEEDS),--seeds $(SEEDS))
+
+soak: $(DEV) ## 500 symbols, real processes, random faults: HOURS=1 SPEED=1 EVERY=60 (market seconds)
+	@$(PY) -m tests.soak --hours $(or $(HOURS),1) --speed $(or $(SPEED),1) --every $(or $(EVERY),60)
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest tests/clients
