@@ -153,9 +153,8 @@ def report(pipeline, samples, mode, exchange, account):
         first, last = statistics.median(sizes[:tenth]), statistics.median(sizes[-tenth:])
         fds = sorted(count for _, count, _ in settled_rows)
         growth = f"{100 * (last / first - 1):+.1f} %"
-        print(
-            f"{name:12} {first:9.1f} {last:9.1f} {growth:>7} {fds[0]:>4}-{fds[-1]:<4} {len(pids):>6}"
-        )
+        handles = f"{fds[0]}-{fds[-1]}"
+        print(f"{name:12} {first:9.1f} {last:9.1f} {growth:>7} {handles:>9} {len(pids):>7}")
     print(
         f"faults struck {exchange['struck']}, auditor breaches {exchange['breaches']}, mode {mode}"
     )

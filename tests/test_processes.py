@@ -3,112 +3,14 @@
 Each test has a RUN_DIR and a port of its own, and takes down what it started.
 """
 
-import contextlib
-import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
-import time
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
-from pybit.unified_trading import HTTP
 
-MINUTE_MS = 60_000
-ROOT = Path(__file__).parents[1]
-KEYS = {"api_key": "paper-key", "api_secret": "paper-secret"}
+from tests.pipeline import MINUTE_MS, pipelines, wait_for
 
-
-class Pipeline:
-    """One RUN_DIR, one port, and the commands a user types."""
-
-    def __init__(self, **settings):
-        self.run_dir = Path(tempfile.mkdtemp(prefix="dm-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        known = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
-        self.env = {name: os.environ[name] for name in known if name in os.environ}
-        self.env |= {"RUN_DIR": str(self.run_dir), "PAPER_PORT": str(self.port)}
-        self.env |= {name: str(value) for name, value in settings.items()}
-
-    def ops(self, *words, timeout=120):
-        command = [sys.executable, "-m", "services.ops", *words]
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    def status(self):
-        return json.loads(self.ops("status", "--json").stdout)
-
-    def tap(self, *words):
-        command = [sys.executable, "-m", "services.tap", "--json", *words]
-        done = subprocess.run(
-            command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=60, check=True
-        )
-        return [json.loads(row) for row in done.stdout.splitlines()]
-
-    @contextlib.contextmanager
-    def recorded(self, *words):
-        """A tap that writes while the block runs; yields what reads all rows so far."""
-        file = self.run_dir / "tap.jsonl"
-        command = [sys.executable, "-m", "services.tap", "--json", *words]
-        with (
-            file.open("w") as out,
-            subprocess.Popen(command, cwd=ROOT, env=self.env, stdout=out) as tap,
-        ):
-
-            def rows():
-                whole = file.read_text().rpartition("\n")[0]
-                return [json.loads(row) for row in whole.splitlines()]
-
-            try:
-                yield rows
-            finally:
-                tap.terminate()
-
-    def http(self):
-        http = HTTP(**KEYS)
-        http.endpoint = f"http://127.0.0.1:{self.port}"
-        return http
-
-    def close(self):
-        pids = [row["pid"] for row in self.status().get("processes", ()) if row["pid"]]
-        self.ops("down")
-        shutil.rmtree(self.run_dir)
-        alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-        assert not alive, f"still running after down: {alive}"
-
-
-@pytest.fixture
-def pipeline():
-    made = []
-
-    def make(**settings):
-        made.append(Pipeline(**settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def wait_for(condition, seconds):
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, f"not within {seconds} s: {condition}"
-        time.sleep(0.2)
-    return found
+__all__ = ("pipelines",)  # the fixture `pipeline`
 
 
 @pytest.mark.xdist_group("processes")
