@@ -1133,7 +1133,8 @@ def test_a_touch_without_an_order_is_kept_as_the_router_says_it() -> None:
     desk = Desk().run()
     assert desk.hear(TOUCH) == []
     desk.hear(TOUCH._replace(outcome="halted"))  # each is told once: the first one counts
-    assert desk.rows("SELECT * FROM outcomes") == [tuple(TOUCH)]
+    (row,) = desk.rows("SELECT * FROM outcomes")
+    assert row[:-1] == tuple(TOUCH)
 
 
 @pytest.mark.parametrize("outcome", ENDS)
@@ -1174,7 +1175,7 @@ def test_every_refusal_is_kept(action: str) -> None:
     desk.hear(command(action, "refused"))
     desk.hear(command(action, "unknown")._replace(command=8))
     desk.hear(command(action, "accepted")._replace(command=9))
-    found = desk.rows("SELECT * FROM refusals")
+    found = [row[:-1] for row in desk.rows("SELECT * FROM refusals")]
     assert found == [(ENTRY, 7, SYMBOL, 110007, "ab not enough", NOON_MS)]
 
 

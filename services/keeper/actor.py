@@ -7,13 +7,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from services.keeper.ledger import GRANTED, Caps, Change, Ledger
 from services.keeper.losses import Limits, Losses
 from services.keeper.reconcile import TRUST_NS, Reconcile
 from services.keeper.restarts import LOOP_COUNT, Restarts
-from services.keeper.store import Store, Unwritable
+from services.keeper.store import Damaged, Store, Unwritable, set_aside
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of
@@ -85,6 +86,19 @@ class Keeper(Actor):
 
     def start(self, now_ns: int) -> list[msg.Message]:
         """Rebuild the ledger from disk; the first tick asks the exchange what was missed."""
+        try:
+            self._open()
+        except Damaged as error:
+            aside = set_aside(Path(self._path))
+            self._open()
+            self._operator = (msg.REDUCE_ONLY, f"ledger damaged ({error}), it is now {aside}")
+            self._mode(now_ns, "keeper")
+        granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
+        self._granted_ns = dict.fromkeys(granted, now_ns)
+        self._router_ns = self._market_ns = now_ns
+        return [msg.Fetch("rights"), *self._begun(now_ns)]
+
+    def _open(self) -> None:
         self._store = self._open_store(self._path, self._account, os.urandom(4).hex())
         self._ledger = Ledger(self._store.ledger_id, self._caps, self._interval_ms)
         disk = self._store
@@ -93,10 +107,6 @@ class Keeper(Actor):
         self._ledger.born_ms = int(disk.noted("born_ms"))
         self._losses = Losses(self._limits, disk.noted("losses"))
         self._operator = disk.operator()
-        granted = (name for name, o in self._ledger.orders.items() if o.status == GRANTED)
-        self._granted_ns = dict.fromkeys(granted, now_ns)
-        self._router_ns = self._market_ns = now_ns
-        return [msg.Fetch("rights"), *self._begun(now_ns)]
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A fact from the exchange, a snapshot, or what came of a command."""
@@ -152,8 +162,7 @@ class Keeper(Actor):
         if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
         messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
-        if self._unwritten:
-            self._put(lambda: None)
+        self._put(self._store.look)
         if self._suspect_ns and now_ns - self._suspect_ns > DEAF_NS:
             self._suspect_ns = 0
             self._reconcile.distrust("private stream is deaf")

@@ -1,56 +1,81 @@
 """store: the ledger on disk, one SQLite file. The only file that speaks SQL.
 
 WAL; intents are synced, facts follow with the next of them. Each table's columns are the fields of
-the message it holds, so a person reads with SQL what the processes say to each other.
+the message it holds, so a person reads with SQL what the processes say to each other. Every row
+ends with its own checksum: SQLite has none, and a wrong digit must not trade.
 """
 
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from services.keeper.ledger import Change
 from shared import messages as msg
 from shared.settings import WrongSetting
 
 SCHEMA_VERSION = 1
-TABLES: dict[str, tuple[type[Any], str, tuple[str, ...]]] = {
-    "orders": (msg.Order, "order_link_id", ("open",)),
-    "executions": (msg.Execution, "exec_id", ()),
-    "lots": (msg.Lot, "entry_id", ()),
+TABLES: dict[str, tuple[tuple[str, ...], int]] = {
+    "meta": (("name", "value"), 1),
+    "orders": ((*msg.Order._fields, "open"), 1),
+    "executions": (msg.Execution._fields, 1),
+    "lots": (msg.Lot._fields, 1),
+    "outcomes": (("entry_id", *msg.Touch._fields[1:]), 1),
+    "refusals": (("order_link_id", "command", "symbol", "ret_code", "reason", "wall_ms"), 2),
+    "foreigners": (("symbol", "qty"), 1),
+    "equity": (("wall_ms", "equity", "balance"), 1),
+    "modes": (("row", "mode", "reason", "operator", "why", "who", "wall_ms"), 0),
 }
-SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE outcomes (entry_id TEXT PRIMARY KEY, symbol TEXT, side TEXT, bar_start_ms INTEGER,
-  outcome TEXT) WITHOUT ROWID;
-CREATE TABLE refusals (order_link_id TEXT, command INTEGER, symbol TEXT, ret_code INTEGER,
-  reason TEXT, wall_ms INTEGER, PRIMARY KEY (order_link_id, command)) WITHOUT ROWID;
-CREATE TABLE foreigners (symbol TEXT PRIMARY KEY, qty TEXT) WITHOUT ROWID;
-CREATE TABLE equity (wall_ms INTEGER PRIMARY KEY, equity TEXT, balance TEXT);
-CREATE TABLE modes (row INTEGER, mode TEXT, reason TEXT, operator TEXT, why TEXT, who TEXT,
-  wall_ms INTEGER);
-CREATE INDEX orders_open ON orders (open);
-CREATE INDEX lots_open ON lots (closed_ms);
-"""
+"""Columns, and how many of them, from the first, are the key. Last comes `crc`."""
+INDEXES = {"orders": "open", "lots": "closed_ms"}
+FIRST = {"row": "0", "born_ms": "-1", "since_ms": "0", "losses": "", "starts": ""}
 
 
 class Unwritable(Exception):
     """The disk takes nothing: full, failing or gone."""
 
 
+class Damaged(Exception):
+    """The file is there, and not what was written."""
+
+
+NOT_OPEN: dict[type[Exception], tuple[int, ...]] = {
+    Damaged: (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR),
+    WrongSetting: (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
+}
+"""What SQLite's primary result codes mean while a file is being opened."""
+
+
 class Store:
-    """`path` may be ":memory:". `account` names whose ledger this is; another one is refused."""
+    """`path` may be ":memory:". `account` names whose ledger this is; another one is refused.
+
+    Raises Damaged where the file, or a row of it, is not as it was written; WrongSetting where it
+    is not ours, or may not be opened; Unwritable where it cannot be opened now.
+    """
 
     def __init__(self, path: Path | str, account: str, new_id: str) -> None:
-        self._db = sqlite3.connect(path, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._migrate(account, new_id)
-        found = self._value("account")
+        self._path = Path(path)
+        self._inodes: list[int] | None = None  # while it is being opened
+        self._holed = False  # a sync has failed
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._migrate(account, new_id)
+            self._check()
+            found, self.ledger_id = self._value("account"), self._value("ledger_id")
+        except sqlite3.Error as error:
+            kinds = {code: kind for kind, codes in NOT_OPEN.items() for code in codes}
+            raise kinds.get(_code(error), Unwritable)(f"{path}: {error}") from error
         if found != account:
             raise WrongSetting(f"{path}: is the ledger of {found}, not of {account}")
-        self.ledger_id = self._value("ledger_id")
+        self._inodes = self._where()
+
+    def look(self) -> None:
+        """Whether the file is still where it was. Raises Unwritable."""
+        if self._inodes not in (None, self._where()):
+            raise Unwritable(f"{self._path} is gone")
 
     def write(self, change: Change, row: int, durable: bool = False) -> None:
         """All rows of one change and the row number, or none of them.
@@ -66,30 +91,25 @@ class Store:
             if change.execution:
                 self._put("executions", change.execution)
             if change.foreign is not None:
-                values = (change.symbol, str(change.foreign))
-                self._db.execute("INSERT OR REPLACE INTO foreigners VALUES (?, ?)", values)
-            self._db.execute("UPDATE meta SET value = ? WHERE name = 'row'", (str(row),))
+                self._put("foreigners", (change.symbol, change.foreign))
+            self._put("meta", ("row", str(row)))
 
     def outcome(self, touch: msg.Touch, final: bool) -> None:
         """What came of a touched band. `final` is the ledger's own word and wins."""
-        verb = "REPLACE" if final else "IGNORE"
-        self._do(f"INSERT OR {verb} INTO outcomes VALUES (?, ?, ?, ?, ?)", touch)
+        self._do("outcomes", touch, "REPLACE" if final else "IGNORE")
 
     def refusal(self, request: msg.OrderRequest, wall_ms: int) -> None:
         """What the exchange, or the router for it, refused to do."""
         head = (request.order_link_id, request.command, request.symbol)
-        values = (*head, request.ret_code, request.reason, wall_ms)
-        self._do("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?, ?, ?)", values)
+        self._do("refusals", (*head, request.ret_code, request.reason, wall_ms))
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
         """One snapshot of the account."""
-        values = (wall_ms, str(wallet.total_equity), str(wallet.total_wallet_balance))
-        self._do("INSERT OR REPLACE INTO equity VALUES (?, ?, ?)", values)
+        self._do("equity", (wall_ms, wallet.total_equity, wallet.total_wallet_balance))
 
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
-        values = (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms)
-        self._do("INSERT INTO modes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        self._do("modes", (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms))
 
     def operator(self) -> tuple[str, str]:
         """The mode that was asked for last, and why: RUN if nobody ever asked for anything."""
@@ -104,7 +124,7 @@ class Store:
 
     def note(self, name: str, value: object) -> None:
         """Keep one value, as text, durably: since_ms, born_ms, losses."""
-        self._do("UPDATE meta SET value = ? WHERE name = ?", (str(value), name))
+        self._do("meta", (name, str(value)))
 
     def noted(self, name: str) -> str:
         """`since_ms`: market time up to which every execution was read. `born_ms`: the last
@@ -118,21 +138,21 @@ class Store:
 
     def orders(self) -> list[msg.Order]:
         """Orders that have not ended."""
-        return self._all("orders", "WHERE open = 1")
+        return self._all(msg.Order, "orders", "WHERE open = 1")
 
     def stops(self) -> list[msg.Order]:
         """Every stop loss of a lot that is not closed, ended ones too."""
         of = f"kind = '{msg.STOP}' AND rtrim(order_link_id, 's0123456789') NOT IN"
         closed = "(SELECT rtrim(entry_id, 's0123456789') FROM lots WHERE closed_ms > 0)"
-        return self._all("orders", f"WHERE {of} {closed}")
+        return self._all(msg.Order, "orders", f"WHERE {of} {closed}")
 
     def lots(self) -> list[msg.Lot]:
         """Lots that are open."""
-        return self._all("lots", "WHERE closed_ms = 0")
+        return self._all(msg.Lot, "lots", "WHERE closed_ms = 0")
 
     def executions(self) -> list[msg.Execution]:
         """Every execution ever applied."""
-        return self._all("executions", "")
+        return self._all(msg.Execution, "executions", "")
 
     def used_ms(self) -> dict[tuple[str, str], int]:
         """The bar of the last entry created, by symbol and side."""
@@ -160,44 +180,91 @@ class Store:
             raise WrongSetting(
                 f"state.db has schema {version}, this program knows {SCHEMA_VERSION}"
             )
+        if not version and self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise WrongSetting(f"{self._path}: is a database, but no ledger")
+        self._db.execute("PRAGMA journal_mode = WAL")
         if version == SCHEMA_VERSION:
             return
         with self._transaction(durable=True):
-            for name, (cls, key, extra) in TABLES.items():
-                columns = ", ".join((*cls._fields, *extra))
-                self._db.execute(f"CREATE TABLE {name} ({columns}, PRIMARY KEY ({key}))")
-            for statement in SCHEMA.split(";"):
-                self._db.execute(statement)
-            meta = [("account", account), ("ledger_id", new_id), ("row", "0"), ("born_ms", "-1")]
-            meta += [("since_ms", "0"), ("losses", ""), ("starts", "")]
-            self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta)
+            for name, (columns, keys) in TABLES.items():
+                key = f", PRIMARY KEY ({', '.join(columns[:keys])})" if keys else ""
+                self._db.execute(f"CREATE TABLE {name} ({', '.join(columns)}, crc{key})")
+            for name, column in INDEXES.items():
+                self._db.execute(f"CREATE INDEX {name}_{column} ON {name} ({column})")
+            for row in (FIRST | {"account": account, "ledger_id": new_id}).items():
+                self._put("meta", row)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _check(self) -> None:
+        """Raises Damaged where a row is not as it was written."""
+        (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        wrong = "" if said == "ok" else said
+        for table in TABLES:
+            for *row, crc in self._db.execute(f"SELECT * FROM {table}"):
+                wrong = wrong if _crc(row) == crc else f"{table}: {row[0]} is not as it was written"
+        if wrong:
+            raise Damaged(f"{self._path}: {wrong}")
+
+    def _where(self) -> list[int]:
+        """Which files it is; 0 where there is none."""
+        files = (Path(f"{self._path}{more}") for more in ("", "-wal"))
+        return [file.stat().st_ino if file.exists() else 0 for file in files]
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
-        """All of it, or nothing. Raises Unwritable."""
+        """All of it, or nothing. Raises Unwritable.
+
+        A sync that failed once may leave a hole in the log that later syncs do not mend: then all
+        of it goes to the file first, and a new log begins.
+        """
+        self.look()
         try:
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._db.execute(
+                f"PRAGMA synchronous = {'FULL' if durable or self._holed else 'NORMAL'}"
+            )
+            if self._holed:
+                busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                self._holed = bool(busy)
+            if self._holed:
+                raise Unwritable("the log cannot be renewed while it is being read")
             with self._db:  # COMMIT, or ROLLBACK when something raises
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.Error as error:
+            self._holed = self._holed or _code(error) == sqlite3.SQLITE_IOERR
             raise Unwritable(f"{error}") from error
 
-    def _do(self, statement: str, values: Iterable[Any]) -> None:
+    def _do(self, table: str, values: Iterable[Any], verb: str = "REPLACE") -> None:
         """One durable write of its own. Raises Unwritable."""
         with self._transaction(durable=True):
-            self._db.execute(statement, tuple(values))
+            self._put(table, values, verb)
 
-    def _put(self, table: str, values: Iterable[Any]) -> None:
-        row = [value if isinstance(value, int) else str(value) for value in values]
-        marks = ", ".join("?" * len(row))
-        self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", row)
+    def _put(self, table: str, values: Iterable[Any], verb: str = "REPLACE") -> None:
+        row = [int(value) if isinstance(value, int) else str(value) for value in values]
+        marks = "?, " * len(row)
+        self._db.execute(f"INSERT OR {verb} INTO {table} VALUES ({marks}?)", (*row, _crc(row)))
 
-    def _all(self, table: str, where: str) -> list[Any]:
-        cls = TABLES[table][0]
+    def _all(self, cls: type[Any], table: str, where: str) -> list[Any]:
         return [msg.build(cls, row) for row in self._db.execute(f"SELECT * FROM {table} {where}")]
 
     def _value(self, name: str) -> str:
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return str(row[0])
+
+
+def set_aside(path: Path) -> Path:
+    """Away with a damaged file, and what SQLite keeps beside it, for a person to look at; where."""
+    number = next(n for n in range(1_000_000) if not Path(f"{path}.damaged-{n}").exists())
+    for more in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{more}").rename(f"{path}.damaged-{number}{more}")
+    return Path(f"{path}.damaged-{number}")
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code: the extended ones say more in their higher bits."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _crc(row: Iterable[Any]) -> int:
+    return crc32("\x1f".join(map(str, row)).encode())
