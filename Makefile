@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset replay test simulate test-the-tester soak test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak test-clients rows bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ paper: $(RUN) ## the paper exchange alone, for any Bybit client; Ctrl-C ends it
 
 paper-reset: $(RUN) ## a new paper account and an empty ledger (only with BYBIT_ENV=paper, stopped)
 	@$(OPS) paper-reset
+
+bus-keys: $(RUN) ## a pair of CURVE keys, for processes on several machines (BUS_TCP)
+	@$(OPS) bus-keys
 
 replay: $(RUN) ## a recorded market through the whole pipeline in one thread: DATA=path [HOURS=24]
 	@$(PY) -m services.backtest --data $(or $(DATA),$(error say which: make replay DATA=file.npz)) $(if $(HOURS),--hours $(HOURS)) $(if $(START),--start $(START))

@@ -238,7 +238,8 @@ def run(actor_class: type[Actor]) -> None:
         from shared.bybit import Exchange  # noqa: PLC0415 - workers start without pybit
 
         door = Exchange(settings, inbox.post, actor.links)
-    bus = Bus(settings.RUN_DIR, slot, actor.hears, actor.says, actor.answers, actor.asks)
+    streams = (actor.hears, actor.says, actor.answers, actor.asks)
+    bus = Bus(settings.RUN_DIR, slot, *streams, **settings.wires)
     loop = Loop(actor, bus, inbox, door, slot)
     signal.signal(signal.SIGTERM, loop.request_stop)
     signal.signal(signal.SIGINT, loop.request_stop)

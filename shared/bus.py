@@ -6,17 +6,22 @@ in silence at its high-water mark and for slow joiners: whatever matters is said
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import zmq
+from zmq.auth import create_certificates, load_certificate
+from zmq.auth.thread import ThreadAuthenticator
 
 from shared import messages as msg
 
 MAX_SLOTS = 16  # workers of two generations: scaling from 8 to 8 shards fits
 ASK_DEADLINE_NS = 2_000_000_000
 CONNECT_MS = 100  # so that what is asked at the start reaches who is there
+PAIR = "bus"  # bus.key, bus.key_secret: one pair of CURVE keys for all processes
 MAX_DRAIN = 1_000  # messages of one socket per wake-up, so that no socket starves another
 MAX_PATH = 107  # bytes of a unix socket path on Linux
+NO_TCP: Mapping[str, str] = MappingProxyType({})
 
 
 class Stream(NamedTuple):
@@ -53,23 +58,39 @@ STREAMS = {
 }
 
 
-def endpoints(run_dir: Path, name: str) -> list[str]:
+def make_keys(folder: Path) -> None:
+    """A new pair of CURVE keys. Whoever is to listen, too, puts a public key of its own there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_certificates(folder, PAIR)
+
+
+def endpoints(run_dir: Path, name: str, tcp: Mapping[str, str] = NO_TCP) -> list[str]:
     """Every endpoint of a stream: one, but for the workers', who each bind their own slot."""
-    if STREAMS[name].owner == "worker":
-        return [endpoint(run_dir, name, slot) for slot in range(MAX_SLOTS)]
-    return [endpoint(run_dir, name, 0)]
+    slots = range(MAX_SLOTS if STREAMS[name].owner == "worker" else 1)
+    return [endpoint(run_dir, name, slot, tcp) for slot in slots]
 
 
-def endpoint(run_dir: Path, name: str, slot: int) -> str:
-    """`ipc://run/market`, `ipc://run/quotes-3`. Raises ValueError where the path is too long."""
-    path = run_dir / (f"{name}-{slot}" if STREAMS[name].owner == "worker" else name)
+def endpoint(run_dir: Path, name: str, slot: int, tcp: Mapping[str, str] = NO_TCP) -> str:
+    """`ipc://run/market`, `ipc://run/quotes-3`, or its address in `tcp`, one port for each slot.
+
+    Raises ValueError where the path is too long.
+    """
+    slot = slot if STREAMS[name].owner == "worker" else -1
+    if name in tcp:
+        host, _, port = tcp[name].rpartition(":")
+        return f"{host}:{int(port) + max(0, slot)}"
+    path = run_dir / (f"{name}-{slot}" if slot >= 0 else name)
     if len(bytes(path)) > MAX_PATH:
         raise ValueError(f"RUN_DIR: {path} is over {MAX_PATH} bytes, too long for a socket")
     return f"ipc://{path}"
 
 
 class Bus:
-    """The sockets of one actor. Everything else sees messages."""
+    """The sockets of one actor. Everything else sees messages.
+
+    Streams are sockets in `run_dir`, but for those with an address in `tcp`. With `keys`, a folder,
+    tcp speaks CURVE, and only to those whose public key lies there.
+    """
 
     def __init__(
         self,
@@ -79,9 +100,12 @@ class Bus:
         says: str = "",
         answers: Iterable[str] = (),
         asks: Iterable[str] = (),
+        tcp: Mapping[str, str] = NO_TCP,
+        keys: Path | None = None,
     ) -> None:
-        self._run_dir = run_dir
+        self._run_dir, self._tcp, self._keys = run_dir, tcp, keys
         self._context = zmq.Context()
+        self._guard: ThreadAuthenticator | None = None
         self._poller = zmq.Poller()
         self._says = self._bind(zmq.PUB, says, slot) if says else None
         self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
@@ -137,6 +161,8 @@ class Bus:
 
     def close(self) -> None:
         """Let what was said leave, for a moment, then close."""
+        if self._guard:
+            self._guard.stop()
         self._context.destroy(linger=200)
 
     def _drain(self, socket: "zmq.Socket[bytes]") -> Iterator[Any]:
@@ -164,18 +190,31 @@ class Bus:
 
     def _bind(self, kind: int, name: str, slot: int) -> "zmq.Socket[bytes]":
         socket = self._socket(kind, name)
-        socket.bind(endpoint(self._run_dir, name, slot))
+        if name in self._tcp and self._keys:
+            socket.curve_publickey, socket.curve_secretkey = self._pair()
+            socket.curve_server = True
+            if not self._guard:
+                self._guard = ThreadAuthenticator(self._context)
+                self._guard.start()
+                self._guard.configure_curve(domain="*", location=str(self._keys))
+        socket.bind(endpoint(self._run_dir, name, slot, self._tcp))
         return socket
 
     def _connect(self, kind: int, name: str) -> "zmq.Socket[bytes]":
         socket = self._socket(kind, name)
+        if name in self._tcp and self._keys:
+            socket.curve_publickey, socket.curve_secretkey = self._pair()
+            socket.curve_serverkey = self._pair()[0]
         if kind == zmq.DEALER:
             socket.setsockopt(zmq.IMMEDIATE, 1)  # an ask is for now: it does not wait for a process
-        for address in endpoints(self._run_dir, name):
+        for address in endpoints(self._run_dir, name, self._tcp):
             socket.connect(address)
         if kind == zmq.DEALER:
             socket.poll(CONNECT_MS, zmq.POLLOUT)
         return socket
+
+    def _pair(self) -> tuple[bytes, bytes | None]:
+        return load_certificate(Path(self._keys or "") / f"{PAIR}.key_secret")
 
     def _socket(self, kind: int, name: str) -> "zmq.Socket[bytes]":
         socket = self._context.socket(kind)

@@ -24,13 +24,16 @@ WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
-FAMILIES = re.compile("(BAND|BB|BYBIT|COOLDOWN|DAILY|DCA|DRAWDOWN|PAPER|QUOTE)_|STOP_LOSS")
+FAMILIES = re.compile("(BAND|BB|BUS|BYBIT|COOLDOWN|DAILY|DCA|DRAWDOWN|PAPER|QUOTE)_|STOP_LOSS")
 """How the names of ours begin in which a typo is an error."""
 Part = TypeVar("Part", bound=NamedTuple)
 
 
 class WrongSetting(Exception):
     """The configuration cannot work, as the exchange or a file shows: one line, exit code 2."""
+
+
+BUS_STREAMS = {"market", "quotes", "commands", "account", "history", "instruments", "ledger"}
 
 
 class Settings(BaseSettings):
@@ -84,6 +87,8 @@ class Settings(BaseSettings):
     RECONCILE_SECONDS: int = Field(10, ge=2, le=3_600)
 
     RUN_DIR: Path = Path("run")
+    BUS_TCP: str = ""
+    BUS_KEYS: Path | None = None
     SHARDS: int = Field(2, ge=1, le=8)
     WORKER_SLOT: int = Field(0, ge=0, le=15)
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -123,6 +128,15 @@ class Settings(BaseSettings):
             raise ValueError("not a base address: scheme://host[:port]")
         return value
 
+    @field_validator("BUS_TCP")
+    @classmethod
+    def _is_tcp(cls, value: str) -> str:
+        for stream, address in _pairs(value).items():
+            at = urlsplit(address)
+            if stream not in BUS_STREAMS or not (at.scheme == "tcp" and at.hostname and at.port):
+                raise ValueError(f"not stream=tcp://host:port: {stream}={address}")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> "Settings":
         if self.BYBIT_ENV != "paper" and not (self.BYBIT_API_KEY and self.api_secret):
@@ -135,6 +149,9 @@ class Settings(BaseSettings):
         live = self.BYBIT_ENV == "mainnet" or hosts & LIVE_HOSTS
         if live and self.CONFIRM_LIVE != "yes":
             raise ValueError("CONFIRM_LIVE: must be yes to trade real money on mainnet")
+        away = {urlsplit(address).hostname for address in _pairs(self.BUS_TCP).values()} - LOOPBACK
+        if away and not (self.BUS_KEYS and self.BUS_KEYS.is_dir()):
+            raise ValueError("BUS_KEYS: tcp beyond this machine needs keys: make bus-keys")
         if self.BYBIT_ENV == "paper" and self.INTERVAL != "1":
             raise ValueError(
                 f"INTERVAL: the paper exchange has 1-minute klines, got {self.INTERVAL}"
@@ -163,6 +180,11 @@ class Settings(BaseSettings):
         return secret or (PAPER_SECRET if self.BYBIT_ENV == "paper" else "")
 
     @property
+    def wires(self) -> dict[str, Any]:
+        """How the bus goes, for those streams that leave RUN_DIR."""
+        return {"tcp": _pairs(self.BUS_TCP), "keys": self.BUS_KEYS}
+
+    @property
     def interval_ms(self) -> int:
         """Length of a bar in ms."""
         return int(self.INTERVAL) * 60_000
@@ -188,6 +210,12 @@ class Settings(BaseSettings):
     def part(self, cls: type[Part]) -> Part:
         """The parameters of a core: each field of `cls` from the setting of the same name."""
         return cls(*(getattr(self, name.upper()) for name in cls._fields))
+
+
+def _pairs(value: str) -> dict[str, str]:
+    """`market=tcp://host:1, quotes=tcp://host:2` as a dict."""
+    parts = (part.strip().partition("=") for part in value.split(",") if part.strip())
+    return {name: address for name, _, address in parts}
 
 
 def ledger_account(settings: Settings) -> str:

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from shared import messages as msg
-from shared.bus import ASK_DEADLINE_NS, MAX_PATH, STREAMS, Bus, endpoint, endpoints
+from shared.bus import ASK_DEADLINE_NS, MAX_PATH, STREAMS, Bus, endpoint, endpoints, make_keys
 
 PATIENCE_SECONDS = 5.0
 GARBAGE = [b"", b"\x01", b"\x02\x91\xa5Kline", b"\x01\xc1", b"\x01\x91\xa7Nothing", bytes(3000)]
@@ -263,6 +263,44 @@ def test_an_answerer_survives_malformed_asks_and_answers_the_next(bus, run_dir):
     assert (ask, keeper.malformed) == (msg.LedgerAsk(), len(GARBAGE))
     assert [reply[-1] for reply in replies[:-1]] == [b""] * len(GARBAGE)
     assert replies[-1] == [b"id", b"", msg.encode(msg.Grant("x", False))]
+
+
+@pytest.fixture
+def tcp():
+    """Addresses for two streams, on ports that were free a moment ago."""
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0)), two.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], two.getsockname()[1]
+    return {"market": f"tcp://127.0.0.1:{ports[0]}", "ledger": f"tcp://127.0.0.1:{ports[1]}"}
+
+
+def test_streams_go_by_tcp_with_keys(bus, run_dir, tcp):
+    make_keys(run_dir / "keys")
+    wires = {"tcp": tcp, "keys": run_dir / "keys"}
+    ingestor, keeper = bus(says="market", **wires), bus(answers=("ledger",), **wires)
+    listener = bus(hears={"market": ("kline.",)}, asks=("ledger",), **wires)
+    join(listener, ingestor.publish)
+    ingestor.publish(kline())
+    assert collect(listener, 1) == [kline()]
+    listener.ask("ledger", msg.LedgerAsk(), 0)
+    assert asked(keeper)[0] == msg.LedgerAsk()
+    assert not list(run_dir.glob("market*"))
+
+
+@pytest.mark.parametrize("keys", ["none", "others"])
+def test_who_has_no_key_of_the_folder_hears_and_asks_nothing(bus, run_dir, tcp, keys):
+    make_keys(run_dir / "keys")
+    make_keys(run_dir / "others")
+    ours = {"tcp": tcp, "keys": run_dir / "keys"}
+    theirs = {"tcp": tcp, "keys": None if keys == "none" else run_dir / "others"}
+    ingestor, keeper = bus(says="market", **ours), bus(answers=("ledger",), **ours)
+    friend = bus(hears={"market": ("kline.",)}, **ours)
+    stranger = bus(hears={"market": ("",)}, asks=("ledger",), **theirs)
+    join(friend, ingestor.publish)  # whoever may hear does so by now
+    stranger.ask("ledger", msg.LedgerAsk(), 0)
+    for _ in range(5):
+        ingestor.publish(kline())
+        assert heard(stranger) == heard(keeper) == []
 
 
 def test_a_file_descriptor_wakes_the_listener(bus):

@@ -15,7 +15,9 @@ from services.keeper.ledger import Caps
 from services.keeper.losses import Limits
 from services.router.orders import Rules
 from services.worker.strategy import Parameters
+from shared.bus import STREAMS
 from shared.settings import (
+    BUS_STREAMS,
     FAMILIES,
     LIVE_HOSTS,
     PAPER_SECRET,
@@ -165,6 +167,8 @@ def test_an_unknown_name_in_the_file_is_refused_without_its_value(complaints):
         ({"PAPER_FEED": "replay"}, "PAPER_DATA"),
         ({"PAPER_FEED": "live", "PAPER_SPEED": "2"}, "PAPER_SPEED"),
         ({"INTERVAL": "5"}, "INTERVAL"),
+        ({"BUS_TCP": "quotes=tcp://10.0.0.5:7001"}, "BUS_KEYS"),
+        ({"BUS_TCP": "quotes=tcp://0.0.0.0:7001", "BUS_KEYS": "no/folder"}, "BUS_KEYS"),
     ],
 )
 def test_settings_that_do_not_go_together_are_one_line_with_a_name(complaints, env, named):
@@ -283,3 +287,27 @@ def test_a_bar_is_as_long_as_its_interval():
     assert Settings(_env_file=None).interval_ms == 60_000
     demo = Settings(_env_file=None, BYBIT_ENV="demo", INTERVAL="15", **KEYS)
     assert demo.interval_ms == 15 * 60_000
+
+
+def test_every_stream_may_have_an_address():
+    assert set(STREAMS) == BUS_STREAMS
+
+
+def test_tcp_on_this_machine_needs_no_keys(monkeypatch):
+    monkeypatch.setenv("BUS_TCP", "market=tcp://127.0.0.1:7001")
+    assert load().wires == {"tcp": {"market": "tcp://127.0.0.1:7001"}, "keys": None}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "markets=tcp://127.0.0.1:7001",
+        "market=tcp://127.0.0.1",
+        "market=tcp://127.0.0.1:70000",
+        "market=ipc://run/market",
+        "tcp://127.0.0.1:7001",
+    ],
+)
+def test_what_is_no_stream_or_no_address_is_named(complaints, value):
+    (line,) = complaints({"BUS_TCP": value})
+    assert line.startswith("settings: BUS_TCP")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shared import messages as msg
 from shared.bus import STREAMS, Bus
+from shared.settings import Settings
 
 CONTROL = "paper.sock"  # of the paper exchange
 LISTEN_SECONDS = 2.6  # every process speaks each second: two words of each, and a rate
@@ -62,10 +63,11 @@ def process_name(service: str, slot: int) -> str:
     return f"{service}-{slot}" if service == "worker" else service
 
 
-def listener(run_dir: Path) -> Bus:
+def listener(settings: Settings) -> Bus:
     """A bus that hears what `Heard` wants to know."""
     topics = ("health.", "mode.", "position.")
-    return Bus(run_dir, hears={s.name: topics for s in STREAMS.values() if s.pattern == "PUB"})
+    streams = {s.name: topics for s in STREAMS.values() if s.pattern == "PUB"}
+    return Bus(settings.RUN_DIR, hears=streams, **settings.wires)
 
 
 def listen(bus: Bus, seconds: float, heard: Heard) -> Heard:

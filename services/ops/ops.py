@@ -24,7 +24,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from services.ops import look
 from shared import messages as msg
-from shared.bus import MAX_PATH, MAX_SLOTS, Bus
+from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
 from shared.settings import SHARDS_FILE, WRONG_SETTING_EXIT, Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,7 +128,7 @@ def status(settings: Settings, as_json: bool) -> int:
     if not supervisor.alive():
         print(json.dumps({"running": False}) if as_json else "nothing runs: make up")
         return 3
-    bus = look.listener(settings.RUN_DIR)
+    bus = look.listener(settings)
     heard = look.listen(bus, look.LISTEN_SECONDS, look.Heard())
     bus.close()
     rows = _rows(settings, supervisor, heard)
@@ -154,7 +154,7 @@ def scale(settings: Settings, shards: int) -> int:
     _write_shards(file, slots | {str(slot): [i, shards] for i, slot in enumerate(new)})
     supervisor.start(new)
     names = {f"worker-{slot}" for slot in new}
-    bus, heard = look.listener(settings.RUN_DIR), look.Heard()
+    bus, heard = look.listener(settings), look.Heard()
     with console.status(f"starting {shards} workers") as spinner:
 
         def ready() -> bool:
@@ -178,7 +178,7 @@ def mode(settings: Settings, wanted: str) -> int:
     """Ask the keeper for a mode; it is journaled with who asked."""
     if not Supervisor(settings.RUN_DIR).alive():
         return _fail("nothing runs: make up")
-    bus = Bus(settings.RUN_DIR, asks=("ledger",))
+    bus = Bus(settings.RUN_DIR, asks=("ledger",), **settings.wires)
     bus.ask("ledger", msg.Control(wanted, os.environ.get("USER", "operator")), time.monotonic_ns())
     answer = next((message for message, _ in bus.receive(2000)), None)
     bus.close()
@@ -201,6 +201,16 @@ def paper_reset(settings: Settings) -> int:
         aside.mkdir(mode=0o700, exist_ok=True)
         shutil.move(file, aside / file.name)
     console.print(f"the old account is in {aside}" if files else "nothing to reset")
+    return 0
+
+
+def bus_keys(settings: Settings) -> int:
+    """A pair of CURVE keys for tcp between machines: the folder goes to each of them."""
+    folder = settings.BUS_KEYS or Path("keys")
+    if folder.exists() and any(folder.iterdir()):
+        return _fail(f"BUS_KEYS: {folder} is not empty")
+    make_keys(folder)
+    console.print(f"{folder}: set BUS_KEYS={folder}, and copy it to every machine of this bot")
     return 0
 
 
@@ -261,7 +271,7 @@ def _write_shards(file: Path, slots: dict[str, list[int]]) -> None:
 
 def _wait_healthy(settings: Settings, supervisor: Supervisor) -> str:
     """Empty once all are healthy; otherwise who is not, and the last lines it said."""
-    bus, heard = look.listener(settings.RUN_DIR), look.Heard()
+    bus, heard = look.listener(settings), look.Heard()
     until = time.monotonic() + UP_SECONDS
     rows: list[look.Process] = []
     try:
@@ -355,6 +365,7 @@ def main() -> None:
     verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
     verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
     verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
+    verbs.add_parser("bus-keys", help="a pair of keys for tcp between machines")
     asked = parser.parse_args()
     settings = load()
     if asked.verb == "status":
@@ -364,5 +375,6 @@ def main() -> None:
     elif asked.verb == "mode":
         code = mode(settings, asked.mode)
     else:
-        code = {"up": up, "down": down, "paper-reset": paper_reset}[asked.verb](settings)
+        plain = {"up": up, "down": down, "paper-reset": paper_reset, "bus-keys": bus_keys}
+        code = plain[asked.verb](settings)
     sys.exit(code)

@@ -101,14 +101,12 @@ def main() -> None:
     wanted = asked.topic.rstrip(".").split(".")[0].lower()
     if not any(kind.lower().startswith(wanted) for kind in kinds):
         sys.exit(f"tap: no topic begins with {wanted}; there are {', '.join(sorted(kinds))}")
-    run_dir = load().RUN_DIR
-    if not run_dir.is_dir():
-        sys.exit(f"tap: nothing runs here: no folder {run_dir}; start it with: make up")
+    settings = load()
+    if not settings.RUN_DIR.is_dir():
+        sys.exit(f"tap: nothing runs here: no folder {settings.RUN_DIR}; start it with: make up")
     streams = [name for name, stream in STREAMS.items() if stream.pattern == "PUB"]
-    prefix = asked.topic.lower()
-    if not prefix and asked.symbol:
-        prefix = ""
-    bus = Bus(run_dir, hears=dict.fromkeys(streams, (prefix,)))
+    hears = dict.fromkeys(streams, (asked.topic.lower(),))
+    bus = Bus(settings.RUN_DIR, hears=hears, **settings.wires)
     console = Console(soft_wrap=True, highlight=False)
     try:
         for seen, message in enumerate(messages(bus, asked.topic, asked.symbol.upper()), 1):

@@ -46,7 +46,8 @@ def main() -> None:
     hold_lock(settings.RUN_DIR, "watchdog-0")
     signal.signal(signal.SIGTERM, _leave)
     streams = [stream.name for stream in STREAMS.values() if stream.pattern == "PUB"]
-    bus, pulse = Bus(settings.RUN_DIR, hears=dict.fromkeys(streams, ("health.",))), Pulse()
+    hears = dict.fromkeys(streams, ("health.",))
+    bus, pulse = Bus(settings.RUN_DIR, hears=hears, **settings.wires), Pulse()
     log.info("watchdog start")
     while True:
         for message, _ in bus.receive(LOOK_MS):

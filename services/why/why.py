@@ -166,7 +166,7 @@ def now(settings: Settings, symbol: str) -> Heard:
     heard = Heard(symbol)
     topics = ("quote.", "position.", "mode.", "health.")
     streams = {s.name: topics for s in STREAMS.values() if s.pattern == "PUB"}
-    bus = Bus(settings.RUN_DIR, hears=streams, asks=("instruments",))
+    bus = Bus(settings.RUN_DIR, hears=streams, asks=("instruments",), **settings.wires)
     bus.ask("instruments", msg.InstrumentsAsk(), time.monotonic_ns())
     until = time.monotonic() + LISTEN_SECONDS
     while (left := until - time.monotonic()) > 0:
