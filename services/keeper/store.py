@@ -42,8 +42,9 @@ class Damaged(Exception):
     """The file is there, and not what was written."""
 
 
+NO_CODE = 0  # Python's own: a text that is no text
 NOT_OPEN: dict[type[Exception], tuple[int, ...]] = {
-    Damaged: (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR),
+    Damaged: (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, NO_CODE),
     WrongSetting: (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
 }
 """What SQLite's primary result codes mean while a file is being opened."""
@@ -198,7 +199,7 @@ class Store:
     def _check(self) -> None:
         """Raises Damaged where a row is not as it was written."""
         (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        wrong = "" if said == "ok" else said
+        wrong = "" if said == "ok" else said.splitlines()[-1]
         for table in TABLES:
             for *row, crc in self._db.execute(f"SELECT * FROM {table}"):
                 wrong = wrong if _crc(row) == crc else f"{table}: {row[0]} is not as it was written"
@@ -263,7 +264,7 @@ def set_aside(path: Path) -> Path:
 
 def _code(error: sqlite3.Error) -> int:
     """The primary result code: the extended ones say more in their higher bits."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return getattr(error, "sqlite_errorcode", NO_CODE) & 0xFF
 
 
 def _crc(row: Iterable[Any]) -> int:
