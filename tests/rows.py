@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent
-FILES = sorted(FOLDER.glob("test_rows_*.py"))
+FILES = sorted([*FOLDER.glob("test_rows_*.py"), *FOLDER.glob("test_process_*.py")])
+RANK = ("passed", "skipped", "failed")
 ROW = re.compile(r"test_([A-J]\d+)_(\w+)")
 
 
@@ -44,7 +45,7 @@ def main():
     for name in ("row", "test", "cases", "result"):
         table.add_column(name, overflow="fold")
     lines = [
-        (row, words.replace("_", " "), str(len(said)), max(said, key=("passed", "failed").index))
+        (row, words.replace("_", " "), str(len(said)), max(said, key=RANK.index))
         for (row, words), said in results.found.items()
     ]
     for file in FILES:

@@ -85,7 +85,6 @@ def test_A2_a_create_that_never_arrived_keeps_its_slot_until_that_is_proven_as_p
 @pytest.mark.parametrize(
     ("action", "terms"),
     [
-        ("ret", {"code": 10000, "after": True}),
         ("ret", {"code": 10019, "after": True}),
         ("garbage", {}),
     ],
@@ -281,16 +280,20 @@ def test_B5_a_silent_stream_that_still_answers_pings_is_noticed_and_left_as_proc
 
 def test_B6_a_half_open_private_socket_is_left_and_what_it_missed_is_found_as_processes(live):
     symbol, other = live.take(), live.take()
-    name = live.rest(symbol)
+    name = live.fill(symbol)
+    (leaves,) = live.at_venue(symbol)
+    logged = len(live.log("keeper"))
     live.fault("ws", "half_open", kind="private")
-    live.until(lambda: no_entry(live, "private stream lost"), LATE_S)  # though nothing was to hear
-    live.hit(symbol)
+    live.until(lambda: no_entry(live, "private stream lost"), LATE_S)
+    live.to(symbol, Decimal(leaves["price"]) + Decimal("0.0010"))  # sold, and nobody hears
     live.heal()  # before the next socket is half open, too
     live.near(other)
     live.holds(lambda: not live.sent("create", other), 0.5)  # not before it is trusted again
-    live.until(lambda: live.exits(symbol) == [(f"{name}x0", WHOLE)], SOON_S)
+    live.until(lambda: live.lot(symbol) == (WHOLE, WHOLE), SOON_S)
+    assert "ping/pong timed out" in live.log("keeper")[logged:]  # there was nothing else to notice
     live.finish()
     live.rest(other)  # and on it goes
+    assert live.p.rows("SELECT closed_ms > 0 FROM lots WHERE entry_id = ?", name) == [(1,)]
 
 
 # Market data.

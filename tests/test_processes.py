@@ -25,7 +25,7 @@ def test_up_trade_scale_down(pipeline):
     names = {"mode", "mode_reason", "lots", "symbols", "working_orders", "executions"}
     assert names | {"differences", "auditor_breaches", "processes"} <= status.keys()
     assert {row["name"] for row in status["processes"]} == {
-        *("paper", "ingestor", "keeper", "router", "worker-0"),
+        *("paper", "ingestor", "keeper", "router", "watchdog", "worker-0"),
     }
     for row in status["processes"]:
         assert {"name", "shard", "pid", "healthy", "feed_age_ms", "rates"} <= row.keys()
