@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -200,7 +201,10 @@ def line(message: Any) -> str:
 def hold_lock(run_dir: Path, name: str) -> int:
     """The lock file of one role, held until the process ends. Exits if it is taken."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(run_dir / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if run_dir.stat().st_uid != os.getuid():
+        sys.exit(f"{name}: {run_dir} belongs to somebody else")
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(run_dir / f"{name}.lock", flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -210,7 +214,19 @@ def hold_lock(run_dir: Path, name: str) -> int:
     return fd
 
 
-def die_with_parent() -> None:
+def begin(settings: Settings) -> None:
+    """What every process does first: logs on stdout, files for nobody else, no core dump with a
+    secret in it, and an end with its supervisord."""
+    logging.basicConfig(
+        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
+    )
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if settings.DIE_WITH_PARENT:
+        _die_with_parent()
+
+
+def _die_with_parent() -> None:
     """The kernel kills this process when its parent (supervisord) dies: no orphan trades on."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -221,12 +237,7 @@ def die_with_parent() -> None:
 def run(actor_class: type[Actor]) -> None:
     """The whole life of a service process."""
     settings = load()
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
-    )
-    os.umask(0o077)
-    if settings.DIE_WITH_PARENT:
-        die_with_parent()
+    begin(settings)
     actor = actor_class(settings)
     slot = settings.WORKER_SLOT if actor.service == "worker" else 0
     hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")

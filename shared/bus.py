@@ -61,7 +61,9 @@ STREAMS = {
 def make_keys(folder: Path) -> None:
     """A new pair of CURVE keys. Whoever is to listen, too, puts a public key of its own there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    create_certificates(folder, PAIR)
+    folder.chmod(0o700)
+    _, secret = create_certificates(folder, PAIR)
+    Path(secret).chmod(0o600)
 
 
 def endpoints(run_dir: Path, name: str, tcp: Mapping[str, str] = NO_TCP) -> list[str]:

@@ -18,7 +18,8 @@ VERSION = b"\x01"
 SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
-MAX_FRAME_BYTES = 16 * 2**20  # the largest honest frame is a FullSet: about 200 kB
+MAX_FRAME_BYTES = 2 * 2**20  # the largest honest frame is a FullSet: about 200 kB
+MAX_ADJUSTED = 40  # decimal places of a number that is money
 
 MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")
 """What is allowed, from all to nothing but getting out; the worst of all triggers holds."""
@@ -474,10 +475,20 @@ def topic(message: Any) -> bytes:
     return topic_of(type(message).__name__, getattr(message, "symbol", ""))
 
 
+def _money(text: str) -> Decimal:
+    """A number that can be reckoned with. Raises ValueError."""
+    number = Decimal(text)
+    if not number.is_finite() or abs(number.adjusted()) > MAX_ADJUSTED:
+        raise ValueError(f"no amount: {text:.50}")
+    return number
+
+
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
     """What turns a field's wire form into its type, or None if the wire form is the type."""
     if hint is Decimal:
-        return Decimal
+        return _money
+    if hint is bool:
+        return {0: False, 1: True}.__getitem__  # a database knows no other
     if get_origin(hint) is tuple and hasattr(get_args(hint)[0], "_fields"):
         inner = get_args(hint)[0]
         return lambda rows: tuple(build(inner, row) for row in rows)
@@ -487,15 +498,22 @@ def _converter(hint: Any) -> Callable[[Any], Any] | None:
 
 
 @cache
-def _converters(cls: Any) -> list[tuple[int, Callable[[Any], Any]]]:
-    found = [_converter(hint) for hint in get_type_hints(cls).values()]
-    return [(index, convert) for index, convert in enumerate(found) if convert]
+def _shape(cls: Any) -> tuple[list[tuple[int, Callable[[Any], Any]]], list[Any]]:
+    """What turns some of its fields' wire forms into their types; and the types of all."""
+    hints = list(get_type_hints(cls).values())
+    found = ((index, _converter(hint)) for index, hint in enumerate(hints))
+    converters = [(index, convert) for index, convert in found if convert]
+    return converters, [get_origin(hint) or hint for hint in hints]
 
 
 def build(cls: Any, row: Any) -> Any:
-    """One message of this class from its wire form, or from a database row."""
-    fields = list(row)
-    for index, convert in _converters(cls):
+    """One message of this class from its wire form, or from a database row. Raises TypeError and
+    others where it is none: what gets past here has the types that are written above."""
+    converters, types = _shape(cls)
+    fields = list(row)[: len(types)]
+    for index, convert in converters:
         if index < len(fields):
             fields[index] = convert(fields[index])
-    return cls(*fields[: len(cls._fields)])
+    if list(map(type, fields)) != types[: len(fields)]:
+        raise TypeError(f"{cls.__name__}: {fields!r:.200}")
+    return cls(*fields)

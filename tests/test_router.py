@@ -44,8 +44,11 @@ def kline(price, symbol=NAME, ts_ms=1_000):
     return msg.Kline(symbol, BAR_MS, *prices, False, BAR_MS + ts_ms, 0)
 
 
+NOW = 2**62  # whenever it is heard, it was said just then
+
+
 def quote(zone="ARM", price=95.45, side="Buy", bar=5, ts_ms=1, symbol=NAME, distance=0.1):
-    rest = (1.275, 95.5, 104.5, 96.0, distance, 2.0, BAR_MS + bar * 60_000, ts_ms, 77, 88)
+    rest = (1.275, 95.5, 104.5, 96.0, distance, 2.0, BAR_MS + bar * 60_000, ts_ms, 77, NOW)
     return msg.Quote(symbol, side, price, zone, "", *rest)
 
 

@@ -33,7 +33,7 @@ class Losses:
 
     def seen(self, equity: Decimal, wall_ms: int) -> str:
         """Take in the equity; why everything must be sold, or empty."""
-        day, self._last = wall_ms // DAY_MS, equity
+        day, self._last = max(self._day, wall_ms // DAY_MS), equity  # clocks may step back
         if day != self._day or not self._first:
             self._day, self._first = day, equity
         self._peak = max(self._peak, equity)

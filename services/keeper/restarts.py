@@ -27,5 +27,5 @@ class Restarts:
         """A start; why it is a crash loop, if it is one now."""
         starts = self._starts[name]
         starts.append(at_ms)
-        loop = len(starts) == LOOP_COUNT and at_ms - starts[0] < LOOP_MS
+        loop = len(starts) == LOOP_COUNT and 0 <= at_ms - starts[0] < LOOP_MS
         return f"crash loop: {name} began {LOOP_COUNT} times in a minute" if loop else ""

@@ -367,6 +367,7 @@ def main() -> None:
     verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
     verbs.add_parser("bus-keys", help="a pair of keys for tcp between machines")
     asked = parser.parse_args()
+    os.umask(0o077)
     settings = load()
     if asked.verb == "status":
         code = status(settings, asked.json)

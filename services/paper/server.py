@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import os
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ from services.paper.order import Row
 from services.paper.ticker import Prices, Ticker
 from services.paper.upstream import Upstream
 from services.paper.venue import Venue
-from shared.actor import die_with_parent, hold_lock
+from shared.actor import begin, hold_lock
 from shared.settings import WRONG_SETTING_EXIT, Settings, load
 
 HISTORY = 400  # minutes of klines before the start
@@ -82,13 +81,8 @@ def venue_of(
 def run() -> None:
     """Serve until SIGTERM."""
     settings = load()
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
-    )
+    begin(settings)
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
-    os.umask(0o077)
-    if settings.DIE_WITH_PARENT:
-        die_with_parent()
     hold_lock(settings.RUN_DIR, "paper-0")
     try:
         asyncio.run(_serve(settings))

@@ -54,6 +54,7 @@ class Router(Actor):
         super().__init__(settings)
         self._rules = settings.part(Rules)
         self._ttl_ns = settings.QUOTE_TTL_MS * 1_000_000
+        self._one_clock = "quotes" not in settings.wires["tcp"]  # workers may be elsewhere
         self._budget = Budget(settings.RATE_LIMIT)
         self._instruments: dict[str, msg.Instrument] = {}
         self._positions: dict[str, msg.Position] = {}
@@ -87,7 +88,8 @@ class Router(Actor):
                 return []
             if heard and heard[0].ts_ms > message.ts_ms:
                 return []
-            self._quotes[message.symbol] = (message, now_ns)
+            said_ns = min(now_ns, message.decided_ns) if self._one_clock else now_ns
+            self._quotes[message.symbol] = (message, said_ns)
             touches = self._touches.quoted(message, now_ns)
             if message.symbol not in self._last and message.last:
                 self._last[message.symbol] = (decimal_of(message.last), message.ts_ms)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from services.watchdog.pulse import Pulse
-from shared.actor import die_with_parent, hold_lock
+from shared.actor import begin, hold_lock
 from shared.bus import STREAMS, Bus
 from shared.messages import Health
 from shared.settings import load
@@ -38,11 +38,7 @@ def _end(pid: int, name: str) -> None:
 def main() -> None:
     """Until SIGTERM."""
     settings = load()
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
-    )
-    if settings.DIE_WITH_PARENT:
-        die_with_parent()
+    begin(settings)
     hold_lock(settings.RUN_DIR, "watchdog-0")
     signal.signal(signal.SIGTERM, _leave)
     streams = [stream.name for stream in STREAMS.values() if stream.pattern == "PUB"]

@@ -51,14 +51,21 @@ def shorter(plan, limit_s=120.0):
 
 
 def run(seeds, jobs=0):
-    """Yields (seed, what went wrong, seen) as the lives end."""
+    """Yields (seed, what went wrong, seen) as the lives end. Whoever stops early stops all."""
+    if jobs == 1:
+        yield from ((seed, *_one(seed)) for seed in seeds)
+        return
     with ProcessPoolExecutor(jobs or os.cpu_count()) as pool:
-        for seed, (wrong, _, seen) in zip(seeds, pool.map(_one, seeds, chunksize=4), strict=True):
-            yield seed, wrong, seen
+        try:
+            for seed, found in zip(seeds, pool.map(_one, seeds, chunksize=4), strict=True):
+                yield seed, *found
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _one(seed):
-    return live(draw(seed))
+    wrong, _, seen = live(draw(seed))
+    return wrong, seen
 
 
 def _rule(wrong):
@@ -85,7 +92,7 @@ def main():
             failed += 1
             print(f"seed {seed}: {wrong[:300]}", flush=True)
             if args.stop:
-                os._exit(1)
+                break
         if sys.stderr.isatty():
             print(f"\r{done}/{args.seeds} lives, {failed} failed ", end="", file=sys.stderr)
     for what, count in sorted(seen.items()):
