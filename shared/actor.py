@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from pathlib import Path
+from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import STREAMS, Bus
@@ -181,6 +182,7 @@ class Loop:
     def _health(self) -> Health:
         actor, times = self._actor, sorted(self._stage_ns) or [0]
         lost = {"malformed": self._bus.malformed, "inbox_dropped": self._inbox.dropped}
+        lost["log_dropped"] = Lines.dropped
         return Health(
             *(actor.service, self._slot, os.getpid(), actor.ready, actor.note, actor.shard),
             inbox=len(self._inbox),
@@ -214,12 +216,28 @@ def hold_lock(run_dir: Path, name: str) -> int:
     return fd
 
 
+class Lines(logging.Handler):
+    """One record, one write to stdout, whole or not at all: trading waits for no reader of logs.
+
+    `dropped` counts what a full pipe did not take.
+    """
+
+    dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, or drop it."""
+        try:
+            os.write(1, f"{self.format(record)}\n".encode(errors="replace")[:PIPE_BUF])
+        except OSError:
+            Lines.dropped += 1
+
+
 def begin(settings: Settings) -> None:
     """What every process does first: logs on stdout, files for nobody else, no core dump with a
     secret in it, and an end with its supervisord."""
-    logging.basicConfig(
-        level=settings.LOG_LEVEL, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
-    )
+    os.set_blocking(1, sys.stdout.isatty())
+    rows = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=settings.LOG_LEVEL, format=rows, handlers=[Lines()])
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if settings.DIE_WITH_PARENT:

@@ -795,7 +795,8 @@ def test_a_grant_of_another_ledger_is_not_sent():
     router = trading()
     asked(router, quote())
     router.handle(mode(2, ledger="another"), T0)
-    assert router.handle(msg.Grant(ENTRY_ID, True), T0) == []
+    request = only(router.handle(msg.Grant(ENTRY_ID, True), T0))
+    assert (request.outcome, request.reason) == ("refused", "no longer wanted: not sent")
 
 
 def test_a_grant_after_the_deadline_of_its_ask_is_not_sent():

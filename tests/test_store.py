@@ -71,7 +71,7 @@ def test_orders_lots_and_executions_come_back_as_they_were(path: Path) -> None:
         assert store.orders() == [order()]
         assert store.lots() == [lot()]
         assert sorted(store.executions()) == [execution(1), execution(2, is_maker=False)]
-        assert (store.row(), store.ledger_id) == (2, "new")
+        assert (store.row(), store.ledger_id) == (2, "new-another")
 
 
 def test_only_open_orders_and_open_lots_come_back_but_every_execution(path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_killed_process_loses_what_it_was_writing_and_nothing_that_was_written
     assert done.returncode == 9
     with open_store(path) as store:
         assert {row.exec_id for row in store.executions()} == {f"exec-{n}" for n in range(1, 21)}
-        assert (store.row(), store.ledger_id) == (20, "child")
+        assert (store.row(), store.ledger_id) == (20, "child-new")
         assert (store.orders(), store.lots()) == ([order()], [lot()])
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("PRAGMA integrity_check").fetchone() == ("ok",)

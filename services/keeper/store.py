@@ -30,7 +30,15 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
     "modes": (("row", "mode", "reason", "operator", "why", "who", "wall_ms"), 0),
 }
 """Columns, and how many of them, from the first, are the key. Last comes `crc`."""
-INDEXES = {"orders": "open", "lots": "closed_ms"}
+SCHEMA = [
+    *(
+        f"CREATE TABLE {name} ({', '.join(columns)}, crc"
+        + (f", PRIMARY KEY ({', '.join(columns[:keys])}))" if keys else ")")
+        for name, (columns, keys) in TABLES.items()
+    ),
+    "CREATE INDEX orders_open ON orders (open)",
+    "CREATE INDEX lots_closed_ms ON lots (closed_ms)",
+]
 FIRST = {"row": "0", "born_ms": "-1", "since_ms": "0", "losses": "", "starts": ""}
 
 
@@ -53,6 +61,9 @@ NOT_OPEN: dict[type[Exception], tuple[int, ...]] = {
 class Store:
     """`path` may be ":memory:". `account` names whose ledger this is; another one is refused.
 
+    `ledger_id` is that of this ledger in this life: what was said of it before, and perhaps never
+    written, does not count.
+
     Raises Damaged where the file, or a row of it, is not as it was written; WrongSetting where it
     is not ours, or may not be opened; Unwritable where it cannot be opened now.
     """
@@ -60,13 +71,14 @@ class Store:
     def __init__(self, path: Path | str, account: str, new_id: str) -> None:
         self._path = Path(path)
         self._inodes: list[int] | None = None  # while it is being opened
-        self._holed = False  # a sync has failed
+        self._holed = True  # a sync has failed, perhaps in an earlier life
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._migrate(account, new_id)
             self._check()
-            found, self.ledger_id = self._value("account"), self._value("ledger_id")
-        except sqlite3.Error as error:
+            found = self._value("account")
+            self.ledger_id = f"{self._value('ledger_id')}-{new_id}"
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             kinds = {code: kind for kind, codes in NOT_OPEN.items() for code in codes}
             raise kinds.get(_code(error), Unwritable)(f"{path}: {error}") from error
         if found != account:
@@ -187,19 +199,18 @@ class Store:
         if version == SCHEMA_VERSION:
             return
         with self._transaction(durable=True):
-            for name, (columns, keys) in TABLES.items():
-                key = f", PRIMARY KEY ({', '.join(columns[:keys])})" if keys else ""
-                self._db.execute(f"CREATE TABLE {name} ({', '.join(columns)}, crc{key})")
-            for name, column in INDEXES.items():
-                self._db.execute(f"CREATE INDEX {name}_{column} ON {name} ({column})")
+            for statement in SCHEMA:
+                self._db.execute(statement)
             for row in (FIRST | {"account": account, "ledger_id": new_id}).items():
                 self._put("meta", row)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _check(self) -> None:
         """Raises Damaged where a row is not as it was written."""
-        (said,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
+        (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         wrong = "" if said == "ok" else said.splitlines()[-1]
+        made = {sql for (sql,) in self._db.execute("SELECT sql FROM sqlite_master") if sql}
+        wrong = wrong or ("" if made == set(SCHEMA) else "not the tables that were made")
         for table in TABLES:
             for *row, crc in self._db.execute(f"SELECT * FROM {table}"):
                 wrong = wrong if _crc(row) == crc else f"{table}: {row[0]} is not as it was written"
@@ -262,7 +273,7 @@ def set_aside(path: Path) -> Path:
     return Path(f"{path}.damaged-{number}")
 
 
-def _code(error: sqlite3.Error) -> int:
+def _code(error: Exception) -> int:
     """The primary result code: the extended ones say more in their higher bits."""
     return getattr(error, "sqlite_errorcode", NO_CODE) & 0xFF
 

@@ -150,7 +150,7 @@ class Router(Actor):
     def _mode_said(self, mode: msg.Mode, now_ns: int) -> list[msg.Message]:
         """What the Mode does not list is empty as of its version. Another ledger starts over."""
         if self._mode and mode.version[0] != self._mode.version[0]:
-            self._mode, self._positions, self._tracks = None, {}, {}
+            self._mode, self._positions = None, {}
             return [msg.LedgerAsk()]
         if self._mode is None or _older(mode.version, self._mode.version):
             return []

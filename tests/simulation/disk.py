@@ -25,7 +25,7 @@ class Disk:
 
     def open(self, path, account, new_id):
         """The keeper's store, on a file of its own with what this disk holds."""
-        self._store = SimStore(self, self._mount(), account, f"ledger-{new_id and self._opened}")
+        self._store = SimStore(self, self._mount(), account, f"{new_id and self._opened}")
         self._sync()
         return self._store
 

@@ -370,8 +370,10 @@ class World:
         actor = keeper.actor
         if actor and self.now_ms >= keeper.frozen_ms:
             self._answer(keeper, msg.Control(mode, "person"), None, 0)
-            if keeper.actor is actor and not self.disk.full:
-                self.wish_ms = None if mode == msg.RUN else self.now_ms
+            if mode == msg.RUN:
+                self.wish_ms = None
+            elif keeper.actor is actor and not self.disk.full:
+                self.wish_ms = self.now_ms
         self.seen["operate"] += 1
 
     def _act_scale(self, shards):
@@ -451,6 +453,7 @@ class World:
         bare = {lot.entry_id for lot in ledger.lots.values() if lot.bought > lot.sold}
         bare -= {o.order_link_id.rpartition("x")[0] for o in ledger.orders.values()}
         _same("V20 lots without an exit", bare, set())
+        _same("V19 the router's mode", self.processes["router"].actor._mode.mode, msg.RUN)
         for symbol, position in self._told().items():
             _same(f"V19 the router's {symbol}", position, ledger.position(symbol))
         for symbol, (ours, theirs) in self._bars().items():
