@@ -46,8 +46,8 @@ SOCKETS = {"public": "/v5/public/linear", "private": "/v5/private", "trade": "/v
 
 
 def at_venue(venue: Venue, now: Now) -> Now:
-    """The bot's moment by the exchange's clock."""
-    return venue.at(now.wall_ms, now.market_ms, now.mono_s)
+    """The bot's moment by the exchange's clock: here market time is the right time of day."""
+    return venue.at(now.market_ms, now.market_ms, now.mono_s)
 
 
 class Link:

@@ -95,9 +95,10 @@ class Doctor:
             yield Finding("disk", FAIL, says, f"make room: {FREE_MB} MB at least")
         else:
             yield Finding("disk", OK, f"{free_mb} MB free for {folder}")
-        if folder.exists() and folder.stat().st_mode & 0o077:
-            mode = f"{folder.stat().st_mode & 0o777:o}"
-            yield Finding("RUN_DIR", WARN, f"mode {mode}: others may look", f"chmod 700 {folder}")
+        for what, path, wanted in (("RUN_DIR", folder, "700"), ("settings", Path(".env"), "600")):
+            if path.exists() and path.stat().st_mode & 0o077:
+                says = f"mode {path.stat().st_mode & 0o777:o}: others may look into {path}"
+                yield Finding(what, WARN, says, f"chmod {wanted} {path}")
 
     def _locks(self) -> Iterator[Finding]:
         held = [p.stem for p in sorted(self._settings.RUN_DIR.glob("*.lock")) if _is_locked(p)]

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -368,6 +369,7 @@ def main() -> None:
     verbs.add_parser("bus-keys", help="a pair of keys for tcp between machines")
     asked = parser.parse_args()
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # supervisord and all its children, too
     settings = load()
     if asked.verb == "status":
         code = status(settings, asked.json)
