@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals test-clients rows bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ test-the-tester: $(DEV) ## plant bugs in a copy, one at a time: how many lives u
 
 soak: $(DEV) ## 500 symbols, real processes, random faults: HOURS=1 SPEED=1 EVERY=60 (market seconds)
 	@$(PY) -m tests.soak --hours $(or $(HOURS),1) --speed $(or $(SPEED),1) --every $(or $(EVERY),60)
+
+goals: $(DEV) ## how fast the bot finds and mends what goes wrong, against its goals
+	@$(PY) -m tests.goals
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest tests/clients
