@@ -4,6 +4,7 @@ PUB binds, everyone may listen; REP binds, a DEALER asks with a request id and a
 in silence at its high-water mark and for slow joiners: whatever matters is said again or asked for.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from shared import messages as msg
 
 MAX_SLOTS = 16  # workers of two generations: scaling from 8 to 8 shards fits
 ASK_DEADLINE_NS = 2_000_000_000
+SILENT_NS = 5_000_000_000  # every speaker speaks each second
 CONNECT_MS = 100  # so that what is asked at the start reaches who is there
 PAIR = "bus"  # bus.key, bus.key_secret: one pair of CURVE keys for all processes
 MAX_DRAIN = 1_000  # messages of one socket per wake-up, so that no socket starves another
@@ -111,9 +113,10 @@ class Bus:
         self._poller = zmq.Poller()
         self._says = self._bind(zmq.PUB, says, slot) if says else None
         self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
-        self._hears = [self._hear(name, topics) for name, topics in (hears or {}).items()]
+        self._hears = {name: self._hear(name, topics) for name, topics in (hears or {}).items()}
+        self._heard_ns = dict.fromkeys(self._hears, 0)
         self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
-        for socket in (*self._replies, *self._hears, *self._asks.values()):
+        for socket in (*self._replies, *self._hears.values(), *self._asks.values()):
             self._poller.register(socket, zmq.POLLIN)
         self._pending: dict[bytes, tuple[int, msg.Message]] = {}
         self._asked = 0
@@ -139,7 +142,17 @@ class Bus:
             self._pending[request_id] = (now_ns, message)  # nobody there: overdue at once
 
     def overdue(self, now_ns: int) -> list[msg.NoAnswer]:
-        """What was asked and not answered in time; forgotten here, so each is said once."""
+        """What was asked and not answered in time; forgotten here, so each is said once.
+
+        Streams that are silent are connected anew: a socket gives up for good on a peer that once
+        broke the protocol.
+        """
+        for name, socket in self._hears.items():
+            if now_ns - self._heard_ns[name] > SILENT_NS:
+                self._heard_ns[name] = now_ns
+                for address in endpoints(self._run_dir, name, self._tcp):
+                    socket.disconnect(address)
+                    socket.connect(address)
         late = [key for key, (deadline, _) in self._pending.items() if deadline <= now_ns]
         return [msg.NoAnswer(self._pending.pop(key)[1]) for key in late]
 
@@ -149,8 +162,9 @@ class Bus:
         for socket in self._replies:
             if socket in ready:
                 yield from ((message, socket) for message in self._drain(socket))
-        for socket in (*self._asks.values(), *self._hears):
+        for name, socket in (*self._asks.items(), *self._hears.items()):
             if socket in ready:
+                self._heard_ns[name] = time.monotonic_ns()
                 yield from ((message, None) for message in self._drain(socket))
 
     def reply(self, socket: "zmq.Socket[bytes]", message: msg.Message) -> None:

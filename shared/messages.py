@@ -7,7 +7,7 @@ monotonic clock, comparable between processes of one machine and with nothing el
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -19,6 +19,7 @@ SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
 MAX_FRAME_BYTES = 2 * 2**20  # the largest honest frame is a FullSet: about 200 kB
+NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 MAX_ADJUSTED = 40  # decimal places of a number that is money
 
 MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")
@@ -458,7 +459,7 @@ def decode(frame: bytes) -> Any:
     try:
         kind, *fields = msgpack.unpackb(frame[1:], use_list=False)
         return build(_KINDS[kind], fields)
-    except (ValueError, TypeError, KeyError, ArithmeticError, msgpack.UnpackException) as error:
+    except (*NOT_OURS, msgpack.UnpackException) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error
 
 
@@ -484,17 +485,29 @@ def _money(text: str) -> Decimal:
 
 
 def _converter(hint: Any) -> Callable[[Any], Any] | None:
-    """What turns a field's wire form into its type, or None if the wire form is the type."""
+    """What turns a field's wire form into its type, or refuses it; None for what needs neither."""
+    origin, inner = get_origin(hint), list(get_args(hint))
     if hint is Decimal:
         return _money
     if hint is bool:
         return {0: False, 1: True}.__getitem__  # a database knows no other
-    if get_origin(hint) is tuple and hasattr(get_args(hint)[0], "_fields"):
-        inner = get_args(hint)[0]
-        return lambda rows: tuple(build(inner, row) for row in rows)
     if hasattr(hint, "_fields"):
         return lambda row: build(hint, row)
+    if origin is tuple and hasattr(inner[0], "_fields"):
+        return lambda rows: tuple(build(inner[0], row) for row in rows)
+    if origin is tuple:
+        many = inner[-1] is Ellipsis
+        return lambda row: _typed(row, row, inner[:1] * len(row) if many else inner)
+    if origin is dict:
+        return lambda row: _typed(row, [x for pair in row.items() for x in pair], inner * len(row))
     return None
+
+
+def _typed(value: Any, parts: Iterable[Any], types: list[Any]) -> Any:
+    """The value, if its parts have these types. Raises TypeError."""
+    if [type(part) for part in parts] != types:
+        raise TypeError(f"{value!r:.200}")
+    return value
 
 
 @cache

@@ -141,7 +141,7 @@ class Router(Actor):
         known = self._positions.get(position.symbol)
         if self._mode is None or position.version[0] != self._mode.version[0]:
             return False
-        if known and _older(position.version, known.version):
+        if _older(position.version, known.version if known else self._mode.version):
             return False
         self._positions[position.symbol] = position
         self._settle(position)
