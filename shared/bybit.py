@@ -34,8 +34,8 @@ SILENT_SECONDS = 3.0  # 500 symbols are never silent this long
 PUSH_SECONDS = 75.0  # one symbol may be: a kline is pushed every 1 to 60 s
 CONFIRM_SECONDS = 5.0  # for the answers to auth and subscribe
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connections a minute
-REST_THREADS = 4
-REST_PAUSE_SECONDS = 0.04  # with four threads 100 reads a second; Bybit bans an IP at 120
+REST_THREADS = 12  # so that a slow answer does not make a slow backfill
+REST_PACE_SECONDS = 0.011  # between two reads, 90 a second; Bybit bans an IP at 120
 REST_TIMEOUT_SECONDS = 5
 WINDOW_MS = 6 * 86_400_000  # `startTime` alone means seven days from it; older: the last seven
 MAX_PAGES = 100  # no list we read is longer
@@ -462,6 +462,7 @@ class Exchange:
     def __init__(self, settings: Settings, post: Post, links: Iterable[str]) -> None:
         self._settings, self._post, self._at = settings, post, addresses(settings)
         self._pool = ThreadPoolExecutor(REST_THREADS, thread_name_prefix="rest")
+        self._pace, self._next_s = threading.Lock(), 0.0
         self._local = threading.local()
         self._clock = Clock()
         self._rest = Rest(settings, self._call, self._clock)
@@ -544,7 +545,10 @@ class Exchange:
         self._post(self._rest.order(request))
 
     def _fetch(self, ask: msg.Fetch) -> None:
-        time.sleep(REST_PAUSE_SECONDS)
+        with self._pace:
+            at_s = max(time.monotonic(), self._next_s)
+            self._next_s = at_s + REST_PACE_SECONDS
+        time.sleep(max(0.0, at_s - time.monotonic()))
         self._post(self._rest.fetch(ask))
 
     def _call(self, verb: str, **params: Any) -> tuple[Any, Any]:
