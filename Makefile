@@ -63,7 +63,7 @@ replay: $(RUN) ## a recorded market through the whole pipeline in one thread: DA
 	@$(PY) -m services.backtest --data $(or $(DATA),$(error say which: make replay DATA=file.npz)) $(if $(HOURS),--hours $(HOURS)) $(if $(START),--start $(START))
 
 test: $(DEV) lint ## all checks and tests, offline
-	@$(PY) -m pytest -n 2 --dist loadgroup
+	@$(PY) -m pytest -n 3 --dist loadgroup
 
 simulate: $(DEV) ## whole lives under random faults: SEEDS=10000, or SEED=17 for one and its shortest plan
 	@PYTHONHASHSEED=0 $(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),10000))

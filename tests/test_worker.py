@@ -111,9 +111,10 @@ def test_it_asks_for_the_universe_then_for_the_bars_of_each_symbol(tmp_path):
     assert worker.handle(universe("AUSDT", "BUSDT"), 0) == []
 
 
-def test_without_history_a_price_is_no_quote_and_says_why(worker):
-    assert gates(worker.handle(forming(10, 95.6), NS)) == [("NONE", "warmup")]
-    assert gates(worker.tick(NS)) == [("NONE", "warmup")]
+def test_without_a_single_bar_it_has_no_opinion(worker):
+    """While a new generation warms up, the old one's quotes hold."""
+    assert worker.handle(forming(10, 95.6), NS) == []
+    assert gates(worker.tick(NS)) == []
     assert not worker.ready
 
 

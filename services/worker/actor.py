@@ -78,7 +78,7 @@ class Worker(Actor):
         if now_ns - self._universe_ns >= UNIVERSE_NS:
             messages += self.start(now_ns)
         for name, symbol in self._symbols.items():
-            if symbol.last:
+            if symbol.last and symbol.ring.count:
                 messages.append(self._quote(name, symbol, now_ns))
             if _gate(symbol, now_ns) in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
@@ -102,8 +102,8 @@ class Worker(Actor):
             self._prepare(symbol)
         gate, edge = _gate(symbol, now_ns), nearer(symbol.bands, symbol.last)
         where = msg.NONE if gate else zone(edge, symbol.last)
-        if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said:
-            return []
+        if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said or not symbol.ring.count:
+            return []  # without a single bar it has no opinion: another worker may have one
         return [self._quote(kline.symbol, symbol, now_ns)]
 
     def _prepare(self, symbol: Symbol) -> None:
