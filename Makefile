@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals kills test-clients rows bench lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ soak: $(DEV) ## 500 symbols, real processes, random faults: HOURS=1 SPEED=1 EVER
 
 goals: $(DEV) ## how fast the bot finds and mends what goes wrong, against its goals
 	@$(PY) -m tests.goals
+
+kills: $(DEV) ## kill -9 at random moments, nothing acknowledged may be lost: KILLS=1000, or RECOVERY=20 for the times
+	@$(PY) -m tests.kills $(if $(RECOVERY),--recovery $(RECOVERY),--kills $(or $(KILLS),1000))
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest tests/clients
