@@ -40,7 +40,8 @@ def order(row):
 
 def main():
     results = Results()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", *map(str, FILES)], plugins=[results])
+    words = ("-q", "-p", "no:cacheprovider", "-n", "3", "--dist", "loadgroup")
+    code = pytest.main([*words, *map(str, FILES)], plugins=[results])
     table = Table(box=None, header_style="bold")
     for name in ("row", "test", "cases", "result"):
         table.add_column(name, overflow="fold")
