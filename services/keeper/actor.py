@@ -311,8 +311,10 @@ class Keeper(Actor):
                 raise WrongSetting(f"BYBIT_API_KEY: may move funds: {', '.join(fetched.rows)}")
             return []
         self.counters["fetch_errors"] += bool(fetched.error)
-        if not self._reconcile.done(fetched):
-            return []
+        return self._round(now_ns) if self._reconcile.done(fetched) else []
+
+    def _round(self, now_ns: int) -> list[msg.Message]:
+        """The exchange's whole truth, against the ledger: take in what is new, then compare."""
         snapshot, first = self._reconcile.snapshot, int(self._store.noted("born_ms")) < 0
         messages = self._first_look(now_ns) if first else self._adopt_orders(now_ns)
         row = self._ledger.row
@@ -328,9 +330,7 @@ class Keeper(Actor):
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
         self._note("since_ms", self._until_ms)
-        open_ids = {n for row in snapshot["orders"] for n in (row.order_link_id, row.order_id)} - {
-            ""
-        }
+        open_ids = {n for o in snapshot["orders"] for n in (o.order_link_id, o.order_id) if n}
         known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
         messages += self._reconcile.unconfirmed(known, open_ids)
         holdings = snapshot["positions"]

@@ -307,9 +307,7 @@ class Router(Actor):
             return []
         if self._too_small(step, symbol):
             track.pause_ns = now_ns + BACKOFF_NS[-1]
-            head = (order.order_link_id, 0, "create", symbol, order.side, order.price, order.qty)
-            unsent = msg.OrderRequest(*head, "GTC", True, 0, now_ns, outcome="refused")
-            return [unsent._replace(reason=msg.DUST)]
+            return [_unsent(order, symbol, msg.DUST, now_ns)]
         bucket = self._budget.take(step.action, now_ns, spends)
         if not bucket:
             if asking:
@@ -437,6 +435,12 @@ def _sane(quote: msg.Quote) -> bool:
     if quote.zone == msg.NONE:
         return math.isfinite(quote.last)
     return all(map(math.isfinite, numbers)) and min(numbers[:3]) > 0
+
+
+def _unsent(order: Wanted, symbol: str, why: str, now_ns: int) -> msg.OrderRequest:
+    """An exit that stays here."""
+    head = (order.order_link_id, 0, "create", symbol, order.side, order.price, order.qty)
+    return msg.OrderRequest(*head, "GTC", True, 0, now_ns, outcome="refused", reason=why)
 
 
 def _bucket(request: msg.OrderRequest) -> str:
