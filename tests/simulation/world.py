@@ -450,9 +450,12 @@ class World:
             raise Breach(f"V21 mode {self.mode.mode} {self.mode.reason}")
         stuck = [o for o in ledger.orders.values() if o.status == "Granted"]
         _same("V20 intents without an end", stuck, [])
-        bare = {lot.entry_id for lot in ledger.lots.values() if lot.bought > lot.sold}
-        bare -= {o.order_link_id.rpartition("x")[0] for o in ledger.orders.values()}
-        _same("V20 lots without an exit", bare, set())
+        left = {x.entry_id: x.bought - x.sold for x in ledger.lots.values() if x.bought > x.sold}
+        exits = {}
+        for order in ledger.orders.values():
+            if order.kind == msg.EXIT:
+                exits[order.order_link_id.rpartition("x")[0]] = order.qty - order.cum_exec_qty
+        _same("V20 what is held, and what its exits sell", left, exits)
         _same("V19 the router's mode", self.processes["router"].actor._mode.mode, msg.RUN)
         for symbol, position in self._told().items():
             _same(f"V19 the router's {symbol}", position, ledger.position(symbol))
