@@ -30,7 +30,8 @@ status: $(RUN) ## processes, shards, rates, lots, mode; JSON=1 for machines
 	@$(OPS) status $(if $(JSON),--json)
 
 logs: $(RUN) ## follow the logs; SERVICE=router for one of them
-	@tail -n 20 -F $$($(PY) -c 'from shared.settings import load; print(load().RUN_DIR)')/logs/$(or $(SERVICE),*)*.log
+	@logs=$$($(PY) -c 'from shared.settings import running; print(running().RUN_DIR)')/logs; \
+	ls $$logs/$(SERVICE)*.log >/dev/null && tail -n 20 -F $$logs/$(or $(SERVICE),*)*.log
 
 tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=SOLUSDT COUNT=10 JSON=1
 	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)

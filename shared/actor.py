@@ -19,7 +19,7 @@ from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import STREAMS, Bus
-from shared.messages import Execution, Health, Link, Message, OrderRequest
+from shared.messages import Execution, Health, Link, Message, Mode, OrderRequest
 from shared.settings import (
     VERSION,
     WRONG_SETTING_EXIT,
@@ -118,6 +118,7 @@ class Loop:
         self._actor, self._bus, self._inbox, self._door = actor, bus, inbox, door
         self._slot = slot
         self._stopping = False
+        self._mode = ("", "")
         self._stage_ns: deque[int] = deque(maxlen=2_000)
         self._asks = {t: name for name in actor.asks for t in STREAMS[name].carries}
         self._answers = {t for name in actor.answers for t in STREAMS[name].carries}
@@ -178,6 +179,9 @@ class Loop:
                 self._bus.ask(self._asks[kind], message, now_ns)
             if kind in NEWS:
                 log.info("%s", line(message))
+            elif isinstance(message, Mode) and (message.mode, message.reason) != self._mode:
+                self._mode = (message.mode, message.reason)
+                log.warning("mode=%s reason=%s", *self._mode)
         if asker:
             self._bus.refuse(asker)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +22,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 VERSION = "0.1.0"
 PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
 WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
+STARTED_FILE = "started.json"  # the settings of what runs
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
@@ -227,6 +229,16 @@ def ledger_account(settings: Settings) -> str:
 def place(settings: Settings) -> str:
     """Where the account is: every paper exchange on this machine has its own port."""
     return str(settings.PAPER_PORT) if settings.BYBIT_ENV == "paper" else "bybit"
+
+
+def running() -> Settings:
+    """The settings of the bot that runs in RUN_DIR, whatever has become of `.env` since: who wants
+    to stop it must be able to. Those of `load` if none was ever started there."""
+    folder = os.environ.get("RUN_DIR") or dotenv_values(".env").get("RUN_DIR") or "run"
+    file = Path(folder) / STARTED_FILE
+    if not file.exists():
+        return load()
+    return Settings(_env_file=None, **json.loads(file.read_text()))
 
 
 def load(**overrides: Any) -> Settings:

@@ -472,6 +472,21 @@ def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> N
     assert [m for _ in range(20) for m in cancels_in(desk.tick(1))] == []
 
 
+def test_the_dead_mans_cancels_keep_to_the_rate_of_the_exchange() -> None:
+    names = [f"S{number:02}USDT" for number in range(20)]
+    desk = Desk(MAX_SLOTS=30).run()
+    for name in names:
+        desk.ask(ask(name))
+        entry = msg.entry_id(name, "Buy", BAR)
+        desk.hear(said(entry, "New", symbol=name))
+        desk.orders.append(said(entry, "New", symbol=name))
+    desk.speaking.remove("router")
+    desk.now_ns += SILENT_NS
+    sent = [cancels_in(desk.tick(1)) for _ in range(4)]
+    assert max(map(len, sent)) == 8
+    assert len({name for found in sent for name, _ in found}) == sum(map(len, sent)) == 20
+
+
 # A new ledger.
 
 

@@ -250,6 +250,16 @@ def test_a_lot_that_is_sold_needs_no_exit():
     assert exits(wanted(position(lots=[lot(sold="2", before="2", exits=1)]))) == []
 
 
+def test_an_exit_that_has_sold_its_lot_is_not_cancelled():
+    """Its executions came, its last word comes later: the exchange would only say 110001."""
+    sold = lot(sold="2")
+    at = position(lots=[sold], orders=[exit_of(sold)])
+    assert todo(at, wanted(at)) == []
+    others = lot(sold="2", before="1")  # somebody else sold one: the exit's rest must go
+    at = position(lots=[others], orders=[exit_of(others)._replace(qty=D("2"))])
+    assert [action for action, *_ in todo(at, wanted(at))] == ["cancel"]
+
+
 def test_every_lot_has_its_own_exit():
     lots = [lot(price="100"), lot(price="98", bar=2)]
     found = wanted(position(lots=lots))

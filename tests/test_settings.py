@@ -25,6 +25,7 @@ from shared.settings import (
     WRONG_SETTING_EXIT,
     Settings,
     load,
+    running,
 )
 
 EXAMPLE = Path(__file__).parents[1] / ".env.example"
@@ -311,3 +312,17 @@ def test_tcp_on_this_machine_needs_no_keys(monkeypatch):
 def test_what_is_no_stream_or_no_address_is_named(complaints, value):
     (line,) = complaints({"BUS_TCP": value})
     assert line.startswith("settings: BUS_TCP")
+
+
+def test_who_stops_a_running_bot_goes_by_the_settings_it_was_started_with(
+    monkeypatch, tmp_path, complaints
+):
+    started = Settings(_env_file=None, RUN_DIR=tmp_path, SIZE_USDT=77)
+    (tmp_path / "started.json").write_text(started.model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"RUN_DIR={tmp_path}\nMAX_SLOTS=9999\nSIZE_USD=10\n")
+    monkeypatch.delenv("RUN_DIR", raising=False)
+    assert running() == started
+    (tmp_path / "started.json").unlink()
+    with pytest.raises(SystemExit):
+        running()

@@ -95,7 +95,10 @@ class Doctor:
             yield Finding("disk", FAIL, says, f"make room: {FREE_MB} MB at least")
         else:
             yield Finding("disk", OK, f"{free_mb} MB free for {folder}")
-        for what, path, wanted in (("RUN_DIR", folder, "700"), ("settings", Path(".env"), "600")):
+        kept = [("RUN_DIR", folder, "700")]
+        if self._settings.BYBIT_API_SECRET.get_secret_value():
+            kept.append(("settings", Path(".env"), "600"))
+        for what, path, wanted in kept:
             if path.exists() and path.stat().st_mode & 0o077:
                 says = f"mode {path.stat().st_mode & 0o777:o}: others may look into {path}"
                 yield Finding(what, WARN, says, f"chmod {wanted} {path}")

@@ -24,6 +24,7 @@ EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
+CANCELS = 8  # at each tick: the exchange takes ten a second
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
@@ -76,7 +77,8 @@ class Keeper(Actor):
         self._disk = ""  # why it takes nothing
         self._checked = True  # that the key moves no funds; asked again if nobody answered
         self._said_mode = ("", "")
-        self._router_ns = self._cancelled_ns = self._market_ns = self._clock_ns = 0
+        self._router_ns = self._market_ns = self._clock_ns = 0
+        self._cancelled_ns: dict[str, int] = {}
         self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
@@ -371,10 +373,9 @@ class Keeper(Actor):
         snapshot = self._reconcile.snapshot
         ours = _entries((*snapshot["executions"], *snapshot["orders"]))
         if ours:
-            self._operator = (
-                msg.REDUCE_ONLY,
-                "orders of ours at the exchange, but no ledger of them",
-            )
+            why = "orders of ours at the exchange, but no ledger of them"
+            known = f"{self._operator[1]}; " if self._operator[0] == msg.REDUCE_ONLY else ""
+            self._operator = (msg.REDUCE_ONLY, known + why)
             self._mode(now_ns, "keeper")
         executions = () if ours else snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
@@ -409,11 +410,16 @@ class Keeper(Actor):
 
     def _dead_man(self, now_ns: int) -> list[msg.Message]:
         """Nobody minds our entries: cancel them, by id, until they are gone."""
-        silent = now_ns - self._router_ns > SILENT_NS
-        if not silent or now_ns - self._cancelled_ns < RECANCEL_NS:
+        if now_ns - self._router_ns <= SILENT_NS:
+            self._cancelled_ns = {}
             return []
-        self._cancelled_ns = now_ns
-        entries = (order for order in self._ledger.orders.values() if order.kind == msg.ENTRY)
+        entries = [
+            order
+            for order in self._ledger.orders.values()
+            if order.kind == msg.ENTRY
+            and now_ns - self._cancelled_ns.get(order.order_link_id, 0) >= RECANCEL_NS
+        ][:CANCELS]
+        self._cancelled_ns |= {order.order_link_id: now_ns for order in entries}
         return [_cancel(order, order.order_link_id, now_ns) for order in entries]
 
     # The mode: the worst of what the operator wants and what the account allows.

@@ -26,14 +26,20 @@ from supervisor.xmlrpc import SupervisorTransport
 from services.ops import look
 from shared import messages as msg
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
-from shared.settings import SHARDS_FILE, WRONG_SETTING_EXIT, Settings, load
+from shared.settings import (
+    SHARDS_FILE,
+    STARTED_FILE,
+    WRONG_SETTING_EXIT,
+    Settings,
+    load,
+    running,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 LAST_LINES = 15
-STARTED_FILE = "started.json"  # the settings of what runs
 LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
@@ -370,7 +376,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # supervisord and all its children, too
-    settings = load()
+    settings = load() if asked.verb in ("up", "paper-reset", "bus-keys") else running()
     if asked.verb == "status":
         code = status(settings, asked.json)
     elif asked.verb == "scale":

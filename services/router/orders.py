@@ -85,7 +85,8 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
     open_ |= {order.order_link_id for order in position.orders if order.kind == msg.ENTRY}
     guarded = {name for name in stops if (msg.parse_id(name) or ("",))[0] in open_}
     gone = [*working.values(), *(stops[name] for name in stops.keys() - guarded)]
-    found += [Step("cancel", Wanted.of(order)) for order in gone if order.status != "Filled"]
+    filled = {x.order_link_id for x in gone if x.status == "Filled" or _is_sold(x, position.lots)}
+    found += [Step("cancel", Wanted.of(x)) for x in gone if x.order_link_id not in filled]
     return sorted(found, key=_urgency)
 
 
@@ -209,6 +210,15 @@ def _urgency(step: Step) -> int:
 
 def _key(order: msg.Order | Wanted) -> str:
     return order.side if order.kind == msg.ENTRY else order.order_link_id
+
+
+def _is_sold(order: msg.Order, lots: tuple[msg.Lot, ...]) -> bool:
+    """Whether this exit has sold all it should: its executions came, its last word has not yet."""
+    return any(
+        msg.exit_id(lot.entry_id, lot.exits) == order.order_link_id
+        and lot.sold - lot.sold_before >= order.qty
+        for lot in lots
+    )
 
 
 def _moved(order: msg.Order, want: Wanted, rules: Rules) -> bool:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from shared.bus import STREAMS, Bus
 from shared.messages import Quote
-from shared.settings import load
+from shared.settings import running
 
 COLOURS = {
     "Kline": "dim",
@@ -101,7 +101,7 @@ def main() -> None:
     wanted = asked.topic.rstrip(".").split(".")[0].lower()
     if not any(kind.lower().startswith(wanted) for kind in kinds):
         sys.exit(f"tap: no topic begins with {wanted}; there are {', '.join(sorted(kinds))}")
-    settings = load()
+    settings = running()
     if not settings.RUN_DIR.is_dir():
         sys.exit(f"tap: nothing runs here: no folder {settings.RUN_DIR}; start it with: make up")
     streams = [name for name, stream in STREAMS.items() if stream.pattern == "PUB"]

@@ -2,7 +2,8 @@
 
 A stopped, wedged or endlessly busy process is RUNNING for supervisord. Every process says Health
 each second; who has spoken and then says nothing for ten seconds is killed, by its pid, if it is
-still a child of our own supervisord.
+still a child of our own supervisord. A bot whose RUN_DIR was taken away can be neither seen nor
+stopped any more, so it ends; what rests at the exchange stays.
 """
 
 import logging
@@ -20,8 +21,15 @@ from shared.messages import Health
 from shared.settings import load
 
 LOOK_MS = 1_000
+GONE_S = 30  # without its folder; its entries have been cancelled by then
 
 log = logging.getLogger("dm")
+
+
+def _is_there(run_dir: Path, lock: int) -> bool:
+    """Whether our lock is still the one in this folder."""
+    file = run_dir / "watchdog-0.lock"
+    return file.exists() and file.stat().st_ino == os.fstat(lock).st_ino
 
 
 def _end(pid: int, name: str) -> None:
@@ -39,18 +47,24 @@ def main() -> None:
     """Until SIGTERM."""
     settings = load()
     begin(settings)
-    hold_lock(settings.RUN_DIR, "watchdog-0")
+    lock = hold_lock(settings.RUN_DIR, "watchdog-0")
     signal.signal(signal.SIGTERM, _leave)
     streams = [stream.name for stream in STREAMS.values() if stream.pattern == "PUB"]
     hears = dict.fromkeys(streams, ("health.",))
     bus, pulse = Bus(settings.RUN_DIR, hears=hears, **settings.wires), Pulse()
     log.info("watchdog start")
+    there_s = time.monotonic()
     while True:
         for message, _ in bus.receive(LOOK_MS):
             if isinstance(message, Health):
                 pulse.heard(message, time.monotonic_ns())
         for pid, name in pulse.silent(time.monotonic_ns()).items():
             _end(pid, name)
+        there_s = time.monotonic() if _is_there(settings.RUN_DIR, lock) else there_s
+        if time.monotonic() - there_s > GONE_S and settings.DIE_WITH_PARENT:
+            log.error("gone RUN_DIR=%s: nobody can steer this bot, it ends", settings.RUN_DIR)
+            os.kill(os.getppid(), signal.SIGTERM)
+            there_s = time.monotonic()
 
 
 def _leave(*_: Any) -> None:

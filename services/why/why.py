@@ -18,7 +18,7 @@ from shared import messages as msg
 from shared.bus import STREAMS, Bus
 from shared.instrument import decimal_of, entry_qty
 from shared.records import Broken, Records
-from shared.settings import Settings, load
+from shared.settings import Settings, running
 
 LISTEN_SECONDS = 2.6  # every process speaks each second
 REFUSALS = 5  # shown, newest first
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--symbol", required=True, help="for example SOLUSDT")
     parser.add_argument("--at", default="", help="ISO time, UTC: what was so then")
     asked = parser.parse_args()
-    settings, symbol = load(), asked.symbol.upper()
+    settings, symbol = running(), asked.symbol.upper()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     at = _time(asked.at)
     if at is None:

@@ -278,12 +278,23 @@ class World:
             self.quotes[message.symbol] = message
         elif isinstance(message, msg.Mode):
             self.mode = message
+        elif isinstance(message, msg.Position):
+            self._grows(message)
         elif isinstance(message, msg.Touch):
             self.seen[f"touch {message.outcome}"] += 1
         topic = msg.topic(message).decode()
         for hearer in self.processes.values():
             if hearer.actor and topic.startswith(hearer.actor.hears.get(stream, ("\0",))):
                 self._push(hearer, (process.name, stream), stream, ("say", message))
+
+    def _grows(self, position):
+        """What an order has filled only grows (V17), while one keeper remembers it."""
+        life = self.processes["keeper"].pid
+        for order in position.orders:
+            key = (life, order.order_link_id)
+            if order.cum_exec_qty < self._marks.get(key, 0):
+                raise Breach(f"V17 {order.order_link_id} has filled less than before")
+            self._marks[key] = order.cum_exec_qty
 
     def _push(self, to, key, stream, terms):
         """Onto the wire: never overtaken by what the same sender says later on the same stream."""
