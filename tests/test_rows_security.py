@@ -445,8 +445,11 @@ def test_J2_the_doctor_warns_of_an_env_file_that_others_may_read(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     Path(".env").write_text("BYBIT_API_SECRET=hush\n")
     Path(".env").chmod(0o644)
-    looks = Doctor(Settings(_env_file=None, RUN_DIR=tmp_path))
-    assert any(".env" in one.what + one.says + one.mend for one in looks._folder())
+    keyed = Doctor(Settings(_env_file=".env", RUN_DIR=tmp_path))
+    assert any(".env" in one.what + one.says + one.mend for one in keyed._folder())
+    Path(".env").write_text("SHARDS=2\n")  # nothing in it is anybody's secret
+    plain = Doctor(Settings(_env_file=".env", RUN_DIR=tmp_path))
+    assert not any(".env" in one.says for one in plain._folder())
 
 
 # J3: live with paper, paper with live.
