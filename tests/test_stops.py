@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.paper.journal import Journal
@@ -832,6 +832,14 @@ def reached(row: Any, last: Decimal) -> bool:
 
 
 @given(ACTS)
+@example(
+    [
+        ("trade", Decimal("90"), 0),
+        ("stop", "Buy", Decimal("90.1"), None, False),
+        ("amend", 0, None, Decimal("90.1"), 1),
+        ("trade", Decimal("90.1"), 0),
+    ]
+)
 @settings(max_examples=150, deadline=None)
 def test_stops_belong_to_the_position_there_is_and_none_is_overdue(acts: list[Any]) -> None:
     desk = Desk()
