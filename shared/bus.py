@@ -114,7 +114,7 @@ class Bus:
         self._says = self._bind(zmq.PUB, says, slot) if says else None
         self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
         self._hears = {name: self._hear(name, topics) for name, topics in (hears or {}).items()}
-        self._heard_ns = dict.fromkeys(self._hears, 0)
+        self._heard_ns = dict.fromkeys(self._hears, time.monotonic_ns())
         self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
         for socket in (*self._replies, *self._hears.values(), *self._asks.values()):
             self._poller.register(socket, zmq.POLLIN)
@@ -162,7 +162,10 @@ class Bus:
         for socket in self._replies:
             if socket in ready:
                 yield from ((message, socket) for message in self._drain(socket))
-        for name, socket in (*self._asks.items(), *self._hears.items()):
+        for socket in self._asks.values():
+            if socket in ready:
+                yield from ((message, None) for message in self._drain(socket))
+        for name, socket in self._hears.items():
             if socket in ready:
                 self._heard_ns[name] = time.monotonic_ns()
                 yield from ((message, None) for message in self._drain(socket))
