@@ -40,7 +40,7 @@ REST_TIMEOUT_SECONDS = 5
 WINDOW_MS = 6 * 86_400_000  # `startTime` alone means seven days from it; older: the last seven
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
-BAD_FRAME = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
+BAD_FRAME = msg.NOT_OURS
 NET_ERRORS = (FailedRequestError, requests.RequestException)
 LOST = (websocket.WebSocketException, OSError, AttributeError)  # the last: closed while sending
 

@@ -19,7 +19,9 @@ SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
 MAX_FRAME_BYTES = 2 * 2**20  # the largest honest frame is a FullSet: about 200 kB
-NOT_OURS = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+NOT_OURS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
+"""What reading a text of somebody else's may raise."""
+
 MAX_ADJUSTED = 40  # decimal places of a number that is money
 
 MODES = ("RUN", "NO_ENTRY", "REDUCE_ONLY", "CANCEL_ALL", "FLATTEN")

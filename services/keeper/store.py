@@ -51,11 +51,10 @@ class Damaged(Exception):
 
 
 NO_CODE = 0  # Python's own: a text that is no text
-NOT_OPEN: dict[type[Exception], tuple[int, ...]] = {
-    Damaged: (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, NO_CODE),
-    WrongSetting: (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
-}
-"""What SQLite's primary result codes mean while a file is being opened."""
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, NO_CODE}
+CLOSED = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
+NOT_OPEN = dict.fromkeys(DAMAGED, Damaged) | dict.fromkeys(CLOSED, WrongSetting)
+"""What SQLite's primary result codes mean while a file is being opened; others: Unwritable."""
 
 
 class Store:
@@ -70,6 +69,7 @@ class Store:
 
     def __init__(self, path: Path | str, account: str, new_id: str) -> None:
         self._path = Path(path)
+        self._files = (self._path, Path(f"{path}-wal"))
         self._inodes: list[int] | None = None  # while it is being opened
         self._holed = True  # a sync has failed, perhaps in an earlier life
         try:
@@ -79,8 +79,7 @@ class Store:
             found = self._value("account")
             self.ledger_id = f"{self._value('ledger_id')}-{new_id}"
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            kinds = {code: kind for kind, codes in NOT_OPEN.items() for code in codes}
-            raise kinds.get(_code(error), Unwritable)(f"{path}: {error}") from error
+            raise NOT_OPEN.get(_code(error), Unwritable)(f"{path}: {error}") from error
         if found != account:
             raise WrongSetting(f"{path}: is the ledger of {found}, not of {account}")
         self._inodes = self._where()
@@ -219,8 +218,7 @@ class Store:
 
     def _where(self) -> list[int]:
         """Which files it is; 0 where there is none."""
-        files = (Path(f"{self._path}{more}") for more in ("", "-wal"))
-        return [file.stat().st_ino if file.exists() else 0 for file in files]
+        return [_inode(file) for file in self._files]
 
     @contextmanager
     def _transaction(self, durable: bool) -> Iterator[None]:
@@ -271,6 +269,13 @@ def set_aside(path: Path) -> Path:
         with suppress(FileNotFoundError):
             Path(f"{path}{more}").rename(f"{path}.damaged-{number}{more}")
     return Path(f"{path}.damaged-{number}")
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _code(error: Exception) -> int:

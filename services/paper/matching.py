@@ -593,19 +593,23 @@ class Matching:
         """Conditional orders whose trigger was reached enter the market."""
         while due := self.stops.due(symbol):  # what they fill may set off others at once
             for order in due:
-                self.stops.drop_sibling(order, now_ms)
-                size = self.wallet.position(symbol).size
-                if order.reduce_only and (not size or (size > 0) == (order.side == BUY)):
-                    self.end(order, "Cancelled", "EC_NoError", now_ms, "CancelByReduceOnly")
-                    continue
-                if order.reduce_only:
-                    order.qty = min(order.qty, abs(size))
-                order.status, order.updated_ms = "Triggered", max(now_ms, order.updated_ms)
-                self.say(order)
-                order.status = "New"
-                if order.order_type == "Market":
-                    order.price = self._permitted(self.listings[symbol], order.side, None)
-                self._enter(order, now_ms)
+                self._trigger(order, now_ms)
+
+    def _trigger(self, order: Order, now_ms: int) -> None:
+        """One of them enters; what may only reduce does that, or ends."""
+        self.stops.drop_sibling(order, now_ms)
+        size = self.wallet.position(order.symbol).size
+        if order.reduce_only and (not size or (size > 0) == (order.side == BUY)):
+            self.end(order, "Cancelled", "EC_NoError", now_ms, "CancelByReduceOnly")
+            return
+        if order.reduce_only:
+            order.qty = min(order.qty, abs(size))
+        order.status, order.updated_ms = "Triggered", max(now_ms, order.updated_ms)
+        self.say(order)
+        order.status = "New"
+        if order.order_type == "Market":
+            order.price = self._permitted(self.listings[order.symbol], order.side, None)
+        self._enter(order, now_ms)
 
     def _fill(
         self,

@@ -185,9 +185,8 @@ def _exit(
     elif quote and quote.side == side and quote.zone != msg.NONE:
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
     price = round_price(price, side, instrument)
-    qty = min(
-        lot.bought - lot.sold_before, instrument.max_order_qty
-    )  # the next exit sells the rest
+    left = lot.bought - lot.sold_before
+    qty = min(left, instrument.max_order_qty)  # the next exit sells the rest
     return Wanted(msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, qty)
 
 

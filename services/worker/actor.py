@@ -77,15 +77,15 @@ class Worker(Actor):
         messages: list[msg.Message] = []
         if now_ns - self._universe_ns >= UNIVERSE_NS:
             messages += self.start(now_ns)
+        waiting = 0
         for name, symbol in self._symbols.items():
+            gate = _gate(symbol, now_ns)
             if symbol.last and symbol.ring.count:
                 messages.append(self._quote(name, symbol, now_ns))
-            if _gate(symbol, now_ns) in ("warmup", "hole") and not symbol.asked:
+            if gate in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
                 messages.append(msg.HistoryAsk(name))
-        waiting = sum(
-            _gate(s, now_ns) == "hole" or not s.ring.count for s in self._symbols.values()
-        )
+            waiting += gate == "hole" or not symbol.ring.count
         self.ready = self._universe_known and not waiting
         self.note = f"{len(self._symbols) - waiting}/{len(self._symbols)} symbols"
         heard = [symbol.heard_ns for symbol in self._symbols.values() if symbol.heard_ns]
