@@ -23,6 +23,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+from services.ops.look import process_name
 from services.ops.ops import GONE, Supervisor
 from shared import messages as msg
 from shared.actor import LOCKS
@@ -94,7 +95,7 @@ class Processes:
 
     def _note(self, message):
         if isinstance(message, msg.Health):
-            name = process_name(message)
+            name = process_name(message.service, message.slot)
             self.starts[name] += self._pids.get(name) != message.pid
             self._pids[name] = message.pid
             self.words[name] = message
@@ -168,12 +169,6 @@ class Processes:
         self.mode = None
 
 
-def process_name(health):
-    """As supervisord calls it."""
-    worker = health.service == "worker"
-    return f"worker-{health.slot}" if worker else health.service
-
-
 def parent_of(pid):
     """Raises OSError where there is no such process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -208,6 +203,12 @@ class Mortal(Live):
         super().up()
         self.processes = Processes(self.p)
         self.until(lambda: self.processes.listen() is not None, 1)
+
+    def allowed(self, seconds):
+        """A crash loop is forgiven."""
+        if self.processes:
+            self.processes.allowed(seconds)
+        super().allowed(seconds)
 
     def close(self):
         """In one blow, which is faster than an orderly end."""
@@ -675,7 +676,9 @@ def _until_ready(processes, old, boot_s, begun):
     while len(ready) < len(old):
         assert time.monotonic() - begun < 90, f"only {ready}"
         for message in processes.listen(0.01):
-            name = process_name(message) if isinstance(message, msg.Health) else ""
+            if not isinstance(message, msg.Health):
+                continue
+            name = process_name(message.service, message.slot)
             if name not in old or message.pid == old[name]:
                 continue
             after_s = time.monotonic() - begun

@@ -36,6 +36,7 @@ HISTORY, TRADED = 400, 240  # minutes
 OPEN = ("New", "PartiallyFilled", "Untriggered")
 NEAR = 0.9998  # of the band: an entry is wanted here, and after the end of a bar, too
 AGAIN_S = 2.0  # before what did not arm is moved again
+LATE_S = 30  # the bot needs a fifth of it on a quiet machine
 QUIET_S = 0.6  # nothing new at the exchange for so long is quiet
 
 
@@ -189,7 +190,7 @@ class Live:
         streams = ("quotes", "commands", "account")
         self._bus = Bus(self.p.run_dir, hears=dict.fromkeys(streams, topics))
         self.until(lambda: len(self.quotes) == len(self._symbols), 30)
-        self.until(lambda: self.mode == msg.RUN, 30)
+        self.allowed(30)
 
     def close(self):
         """Nothing is left: no process, no file."""
@@ -233,9 +234,10 @@ class Live:
         self.to(symbol, (quote.lower + quote.upper) / 2)
 
     def rest(self, symbol):
-        """Bring the price near the band, until an entry rests there; its id."""
+        """Bring the price near the band, until an entry rests there; its id. What never arrived
+        is not sent again: then it is the next bar's, half a minute later."""
         self.arm(symbol)
-        self.until(lambda: self.entry(symbol)[1:] == ("New",), 15, armed=(symbol,))
+        self.until(lambda: self.entry(symbol)[1:] == ("New",), 45, armed=(symbol,))
         return self.entry(symbol)[0]
 
     def hit(self, symbol, price=None):
@@ -249,6 +251,10 @@ class Live:
         self.hit(symbol)
         self.until(lambda: self.exits(symbol) == [(f"{name}x0", Decimal(20))], 15)
         return name
+
+    def allowed(self, seconds):
+        """Until entries are."""
+        self.until(lambda: self.mode == msg.RUN, seconds)
 
     # Looks.
 
@@ -369,7 +375,7 @@ class Live:
         broken since the last finish."""
         self.heal()
         self.settle(seconds)
-        self.until(lambda: self.mode == msg.RUN, seconds)
+        self.allowed(seconds)
         assert self.breaches() == []
 
     def settle(self, seconds):
@@ -417,6 +423,25 @@ class Live:
         for symbol, qty in self.p.rows("SELECT symbol, qty FROM foreigners"):
             found[symbol] = found.get(symbol, 0) + Decimal(qty)
         return {symbol: qty for symbol, qty in found.items() if qty}
+
+
+def lifetime(live):
+    """The body of a fixture: up, and gone at the end, whatever happens meanwhile."""
+    try:
+        live.up()
+        yield live
+    finally:
+        live.close()
+
+
+def afresh(live):
+    """The body of a fixture: the pipeline, whatever the test before has left of it."""
+    live.heal()
+    live.breaches()
+    live.allowed(LATE_S)
+    live.heard.clear()
+    yield live
+    live.heal()
 
 
 AMOUNTS = ("price", "qty", "cumExecQty")

@@ -4,14 +4,14 @@ The instrument has ticks of 0.01 and steps of 0.1. A buy is quoted at 95.45225 u
 of 96, a sell at 104.55225 over one of 104.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from decimal import Decimal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.router.budget import SECOND_NS, TWINS, Budget
+from services.router.budget import FLIGHT_NS, SECOND_NS, TWINS, Budget
 from services.router.orders import Rules, Wanted, desired, entry_gate, steps, stop_price
 from shared import messages as msg
 from shared.instrument import opposite, sign
@@ -657,6 +657,14 @@ def taken(budget, count, now_ns, action="create", entry=False):
     return found.count(action), found.count(f"{action}-batch")
 
 
+def land(budget, now_ns, *buckets):
+    """All that was taken is answered."""
+    for bucket in buckets:
+        for _ in range(60):
+            if budget._flying[bucket]:
+                budget.answered(bucket, now_ns)
+
+
 @pytest.mark.parametrize("action", ["create", "amend", "cancel"])
 def test_eight_of_ten_leave_in_a_second_by_each_bucket_and_entries_leave_three_for_exits(action):
     budget = Budget(10)
@@ -665,13 +673,23 @@ def test_eight_of_ten_leave_in_a_second_by_each_bucket_and_entries_leave_three_f
     budget = Budget(10)
     assert taken(budget, 30, 0, action, entry=True) == (5, 5)  # 10 * 0.8 * 0.7 = 5.6
     assert taken(budget, 30, 0, action) == (3, 3)
-    assert taken(budget, 30, SECOND_NS - 1, action) == (0, 0)
-    assert taken(budget, 30, SECOND_NS, action) == (8, 8)
+    land(budget, 7, action, f"{action}-batch")
+    assert taken(budget, 30, SECOND_NS + 6, action) == (0, 0)
+    assert taken(budget, 30, SECOND_NS + 7, action) == (8, 8)
+
+
+def test_what_is_under_way_counts_until_it_is_answered_or_given_up():
+    budget = Budget(10)
+    assert taken(budget, 30, 0) == (8, 8)
+    budget.answered("create", 2 * SECOND_NS)
+    assert taken(budget, 30, FLIGHT_NS - 1) == (0, 0)
+    assert taken(budget, 30, FLIGHT_NS) == (8, 8)
 
 
 def test_the_twin_is_used_only_when_the_first_bucket_has_no_room():
     budget = Budget(10)
     assert [budget.take("create", 0) for _ in range(9)] == ["create"] * 8 + ["create-batch"]
+    land(budget, 0, "create")
     assert budget.take("create", SECOND_NS) == "create"
 
 
@@ -700,7 +718,7 @@ def test_a_limit_is_learned_for_one_bucket_and_silence_teaches_nothing():
     assert taken(budget, 60, 0, entry=True) == (11, 5)  # 20 * 0.8 * 0.7 = 11.2
     assert taken(budget, 60, 0) == (5, 3)  # to 16 and 8
     budget.learn("create-batch", 5)
-    assert taken(budget, 60, SECOND_NS) == (16, 4)
+    assert taken(budget, 60, FLIGHT_NS) == (16, 4)
     assert taken(budget, 60, 0, action="amend") == (8, 8)
 
 
@@ -711,35 +729,20 @@ def test_a_limit_of_one_a_second_still_lets_one_go():
 
 def test_a_bucket_that_is_shut_gives_nothing_until_its_time_and_its_twin_goes_on():
     budget = Budget(10)
-    budget.shut("create", SECOND_NS)
-    assert taken(budget, 30, SECOND_NS - 1) == (0, 8)
-    assert taken(budget, 30, SECOND_NS) == (8, 0)
-    budget.shut("create-batch", 5 * SECOND_NS)
-    assert taken(budget, 30, 3 * SECOND_NS) == (8, 0)
-    assert taken(budget, 30, 3 * SECOND_NS, action="amend") == (8, 8)
-
-
-def test_what_leaves_later_than_it_was_taken_counts_when_it_leaves():
-    """Five were taken at 0 and leave at 0.9 s: until 1.9 s there is room for three exits."""
-    budget = Budget(10)
-    for _ in range(5):
-        assert budget.take("create", 0, entry=True) == "create"
-    for _ in range(5):
-        budget.leaves("create", 0, 9 * SECOND_NS // 10)
-    budget.shut("create-batch", 9 * SECOND_NS)
-    assert taken(budget, 9, 95 * SECOND_NS // 100, entry=True) == (0, 0)
-    assert taken(budget, 9, 95 * SECOND_NS // 100) == (3, 0)  # each counts once: 8 - 5
-    assert taken(budget, 9, SECOND_NS) == (0, 0)
-    assert taken(budget, 9, 19 * SECOND_NS // 10) == (5, 0)  # 8 - 3
+    budget.shut("create", FLIGHT_NS)
+    assert taken(budget, 30, FLIGHT_NS - 1) == (0, 8)
+    assert taken(budget, 30, FLIGHT_NS) == (8, 0)
+    budget.shut("create-batch", 5 * FLIGHT_NS)
+    assert taken(budget, 30, 3 * FLIGHT_NS) == (8, 0)
+    assert taken(budget, 30, 3 * FLIGHT_NS, action="amend") == (8, 8)
 
 
 def test_what_was_taken_and_is_not_used_is_given_back_once():
     budget = Budget(10)
-    assert taken(budget, 20, 5) == (8, 8)
+    assert taken(budget, 8, 5) == (8, 0)
     for _ in range(9):  # nobody gives back more than was taken
-        budget.give_back("create", 5)
-    budget.give_back("create-batch", 4)  # at another time
-    assert taken(budget, 20, 6) == (8, 0)
+        budget.give_back("create")
+    assert taken(budget, 20, 6) == (8, 8)
 
 
 @settings(max_examples=80, **ANY_SPEED)
@@ -750,33 +753,47 @@ def test_what_was_taken_and_is_not_used_is_given_back_once():
             st.integers(0, 400_000_000),
             st.booleans(),
             st.integers(1, 12),
+            st.integers(0, FLIGHT_NS - 1),
+            st.floats(0, 1),
             st.sampled_from(["", "", "create", "create-batch"]),
         )
     ),
 )
-def test_no_second_ever_holds_more_than_its_share(limit, attempts):
-    """In every rolling second and bucket: at most 80 % in all, and at most 70 % of that when
-    entries went; nothing from a bucket that is shut."""
-    budget, now_ns = Budget(limit), 0
-    windows, shut_ns = {"create": deque(), "create-batch": deque()}, defaultdict(int)
-    for pause_ns, is_entry, count, shut in attempts:
+def test_no_second_of_the_exchange_ever_holds_more_than_its_share(limit, attempts):
+    """However long each takes to arrive, and its answer to come: in every rolling second and
+    bucket at most 80 % arrive in all, and nothing leaves by a bucket that is shut."""
+    budget, now_ns, answers = Budget(limit), 0, []
+    arrived, shut_ns = {"create": [], "create-batch": []}, defaultdict(int)
+    for pause_ns, is_entry, count, flight_ns, share, shut in attempts:
         now_ns += pause_ns
+        for at_ns, bucket in sorted(a for a in answers if a[0] <= now_ns):
+            budget.answered(bucket, at_ns)
+        answers = [answer for answer in answers if answer[0] > now_ns]
         if shut:
             shut_ns[shut] = now_ns + SECOND_NS
-            budget.shut(shut, now_ns + SECOND_NS)
-        for window in windows.values():
-            while window and now_ns - window[0] >= SECOND_NS:
-                window.popleft()
+            budget.shut(shut, shut_ns[shut])
         for _ in range(count):
-            bucket = budget.take("create", now_ns, is_entry)
-            if bucket:
-                windows[bucket].append(now_ns)
+            if bucket := budget.take("create", now_ns, is_entry):
                 assert now_ns >= shut_ns[bucket]
-                assert len(windows[bucket]) <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
-            elif not is_entry:  # an exit waits for nothing but the 80 % and the exchange's word
-                for name, window in windows.items():
-                    full = len(window) >= int(limit * 0.8)
-                    assert full or now_ns < shut_ns[name]
+                answers.append((now_ns + flight_ns, bucket))
+                arrived[bucket].append(now_ns + int(flight_ns * share))
+    for times in arrived.values():
+        times.sort()
+        most = max(1, int(limit * 0.8))
+        assert all(b - a >= SECOND_NS for a, b in zip(times, times[most:], strict=False))
+
+
+@given(st.integers(2, 60), st.lists(st.tuples(st.booleans(), st.integers(1, 12)), max_size=20))
+def test_entries_never_take_the_share_of_exits_and_an_exit_waits_for_nothing_else(limit, attempts):
+    budget, left = Budget(limit), {"create": 0, "create-batch": 0}
+    for is_entry, count in attempts:
+        for _ in range(count):
+            bucket = budget.take("create", 0, is_entry)
+            if bucket:
+                left[bucket] += 1
+                assert left[bucket] <= max(1, limit * 0.8 * (0.7 if is_entry else 1))
+            elif not is_entry:
+                assert set(left.values()) == {max(1, int(limit * 0.8))}
 
 
 def test_a_resting_entry_leaves_while_others_hold_the_symbol():

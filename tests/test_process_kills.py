@@ -32,11 +32,11 @@ from tests.kills import (
     sell,
     sold,
 )
-from tests.pipeline import ROOT, wait_for
+from tests.pipeline import LATE_S, ROOT, afresh, lifetime, wait_for
 
 pytestmark = pytest.mark.xdist_group("process_kills")
 WHOLE = Decimal(20)
-SOON_S, LATE_S = 15, 30
+SOON_S = 15
 GONE_S = 1.0
 BLIND_MS = 3_000  # a router that has not heard the keeper for so long makes no entries
 CREATE = "/v5/order/create"
@@ -44,23 +44,12 @@ CREATE = "/v5/order/create"
 
 @pytest.fixture(scope="module")
 def running():
-    live = Mortal(18)
-    try:
-        live.up()
-        yield live
-    finally:
-        live.close()
+    yield from lifetime(Mortal(18))
 
 
 @pytest.fixture
 def live(running):
-    """The pipeline, whatever the test before has left of it."""
-    running.heal()
-    running.breaches()
-    running.processes.allowed(LATE_S)
-    running.heard.clear()
-    yield running
-    running.heal()
+    yield from afresh(running)
 
 
 @contextlib.contextmanager

@@ -4,52 +4,42 @@ As in `test_process_rows` one pipeline lives through all tests, and each test en
 ledger and exchange hold the same, entries are allowed, no rule was broken.
 """
 
+import contextlib
 from decimal import Decimal
 
 import pytest
 
 from shared import messages as msg
-from tests.pipeline import Live
+from tests.pipeline import LATE_S, Live, afresh, lifetime
 from tests.proxy import Proxy
 
 pytestmark = pytest.mark.xdist_group("process_network")
 PRIVATE, TRADE, PUBLIC = "/v5/private", "/v5/trade", "/v5/public/linear"
 CREATE = "/v5/order/create"
 WHOLE = Decimal(20)
-SOON_S, LATE_S = 15, 30
+SOON_S = 15
 
 
 @pytest.fixture(scope="module")
 def running():
     live = Live(15)
-    proxy = Proxy(live.p.port)
-    live.p.env["BYBIT_REST_URL"] = f"http://127.0.0.1:{proxy.port}"
-    live.p.env["BYBIT_STREAM_URL"] = f"ws://127.0.0.1:{proxy.port}"
-    try:
-        live.up()
-        yield live, proxy
-    finally:
-        live.close()
-        proxy.close()
+    live.proxy = Proxy(live.p.port)
+    live.p.env["BYBIT_REST_URL"] = f"http://127.0.0.1:{live.proxy.port}"
+    live.p.env["BYBIT_STREAM_URL"] = f"ws://127.0.0.1:{live.proxy.port}"
+    with contextlib.closing(live.proxy):
+        yield from lifetime(live)
 
 
 @pytest.fixture
 def live(running):
-    """The pipeline, whatever the test before has left of it."""
-    live, proxy = running
-    proxy.heal()
-    live.heal()
-    live.breaches()
-    live.until(lambda: live.mode == msg.RUN, LATE_S)
-    live.heard.clear()
-    yield live
-    proxy.heal()
-    live.heal()
+    running.proxy.heal()
+    yield from afresh(running)
+    running.proxy.heal()
 
 
 @pytest.fixture
 def proxy(running):
-    return running[1]
+    return running.proxy
 
 
 def test_a_half_open_private_link_is_rebuilt(live, proxy):

@@ -14,34 +14,23 @@ from decimal import Decimal
 import pytest
 
 from shared import messages as msg
-from tests.pipeline import Live
+from tests.pipeline import LATE_S, Live, afresh, lifetime
 
 pytestmark = pytest.mark.xdist_group("process_rows")
 CREATE, CANCEL = "/v5/order/create", "/v5/order/cancel"
 WHOLE, PART = Decimal(20), Decimal(7)  # a lot; 37 % of it in whole units
-SOON_S, LATE_S = 15, 30  # the bot needs a fifth of it on a quiet machine
+SOON_S = 15
 PROVEN_S = 6  # a second to send, recv_window and 3 s
 
 
 @pytest.fixture(scope="module")
 def running():
-    live = Live(40)
-    try:
-        live.up()
-        yield live
-    finally:
-        live.close()
+    yield from lifetime(Live(40))
 
 
 @pytest.fixture
 def live(running):
-    """The pipeline, whatever the test before has left of it."""
-    running.heal()
-    running.breaches()
-    running.until(lambda: running.mode == msg.RUN, LATE_S)
-    running.heard.clear()
-    yield running
-    running.heal()
+    yield from afresh(running)
 
 
 def no_entry(live, *reasons):

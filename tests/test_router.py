@@ -21,6 +21,7 @@ from services.router.actor import (
     TOO_OFTEN,
     Router,
 )
+from services.router.budget import FLIGHT_NS
 from shared import messages as msg
 from shared.instrument import opposite
 from shared.settings import Settings, WrongSetting
@@ -302,8 +303,10 @@ def test_leverage_goes_to_the_nearest_quotes_first_within_the_budget():
     for number, name in enumerate(names):
         zone = "NONE" if number < 2 else "HOLD"
         router.handle(quote(zone, symbol=name, distance=1.0 - number / 10), T0)
-    fetched = [fetch.symbol for fetch in router.tick(T0)]
-    assert fetched == ["S7USDT", "S6USDT", "S5USDT", "S4USDT", "S3USDT"]
+    fetches = router.tick(T0)
+    assert [fetch.symbol for fetch in fetches] == ["S7USDT", "S6USDT", "S5USDT", "S4USDT", "S3USDT"]
+    for fetch in fetches:
+        router.handle(msg.Fetched(fetch, ()), T0)
     fetched = [fetch.symbol for fetch in router.tick(T0 + NS)]
     assert fetched == ["S2USDT", "S1USDT", "S0USDT"]
 
@@ -592,7 +595,7 @@ def sent_of(messages, now_ns):
 def flooded():
     """Every create of 32 symbols: 20 lots without an exit, 12 armed quotes that are nearer.
 
-    Every ask is granted at once, and the exchange answers nothing.
+    Every ask is granted at once, and every command is answered at once; nothing is seen of it.
     """
     held, armed = names(20, "H"), names(12, "A")
     lots = [position(1, [lot(symbol=name)], symbol=name) for name in held]
@@ -606,6 +609,8 @@ def flooded():
             said += router.handle(quote(zone, symbol=name, distance=distance, ts_ms=turn), now_ns)
         for ask in of(msg.Ask, said):
             said += router.handle(msg.Grant(ask.order_link_id, True), now_ns)
+        for request in of(msg.OrderRequest, said):
+            answered(router, request, now_ns)
         sent += sent_of(said, now_ns)
     return sent
 
@@ -635,8 +640,8 @@ def test_no_more_entries_are_asked_for_than_may_leave_in_this_second():
     armed = names(24, "A")
     router = trading(symbols=armed)
     assert [len(asked_for(router, armed, T0, ts_ms=n)) for n in (1, 2)] == [10, 0]
-    assert asked_for(router, armed, T0 + NS - 1, ts_ms=3) == []
-    assert len(asked_for(router, armed, T0 + NS, ts_ms=4)) == 10
+    assert asked_for(router, armed, T0 + FLIGHT_NS - 1, ts_ms=3) == []
+    assert len(asked_for(router, armed, T0 + FLIGHT_NS, ts_ms=4)) == 10
 
 
 def test_what_a_refused_ask_did_not_use_is_there_for_another():
@@ -654,13 +659,13 @@ def test_what_a_refused_ask_did_not_use_is_there_for_another():
 
 
 def test_the_nearest_quotes_are_asked_for_first():
-    """Their turn comes with the next second; here each is a little nearer than the one before."""
+    """Their turn comes when there is room; here each is a little nearer than the one before."""
     armed = names(14, "A")
     router = trading(symbols=armed)
     for number, name in enumerate(armed):
         router.handle(quote(symbol=name, distance=1.0 - number / 100), T0)
-    router.handle(mode(2), T0 + NS)
-    late = of(msg.Ask, router.tick(T0 + NS))
+    router.handle(mode(2), T0 + FLIGHT_NS)
+    late = of(msg.Ask, router.tick(T0 + FLIGHT_NS))
     assert [ask.symbol for ask in late] == ["A13USDT", "A12USDT", "A11USDT", "A10USDT"]
 
 
@@ -716,8 +721,10 @@ def test_a_bucket_that_the_exchange_calls_empty_is_left_alone_for_a_second(code)
 def test_a_twin_that_is_shut_leaves_the_first_bucket_open():
     held = names(10, "H")
     router = trading(*(position(1, [lot(symbol=n)], symbol=n) for n in held[:9]), symbols=held)
-    ninth = of(msg.OrderRequest, router.tick(T0))[8]
-    assert ninth.batch
+    *others, ninth = of(msg.OrderRequest, router.tick(T0))
+    assert [request.batch for request in (*others, ninth)] == [False] * 8 + [True]
+    for request in others:
+        answered(router, request)
     router.handle(ninth._replace(outcome="refused", ret_code=10006), T0 + NS - 1)
     later = T0 + NS
     said = router.handle(position(2, [lot(symbol=held[9])], symbol=held[9]), later)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import get_type_hints
@@ -31,7 +30,7 @@ from shared.bus import STREAMS, Bus, endpoint
 from shared.settings import Settings
 from tests.pipeline import wait_for
 from tests.simulation.plans import Plan
-from tests.simulation.world import STEP_MS, World
+from tests.simulation.world import World
 from tests.stage import A, B, C, Theatre
 from tests.test_bus import GARBAGE, HELLO, bus, heard, join, kline, raw_socket, run_dir, until
 from tests.test_messages import CARRIED, POSITION
@@ -90,17 +89,6 @@ def world(tmp_path, *acts, seconds=40, symbols=3, **numbers):
     return World(Plan(7, symbols, 1, seconds, WIDE | numbers, tuple(acts)), tmp_path)
 
 
-def live_for(life, seconds):
-    for _ in range(int(seconds * 1_000 / STEP_MS)):
-        life._step()
-
-
-def entries(life):
-    """Entries that the exchange ever made, by id."""
-    names = (o.link_id for o in life.venue.matching.orders.values() if not o.reduce_only)
-    return Counter(name for name in names if name)
-
-
 # E1: what a full queue drops.
 
 
@@ -131,26 +119,26 @@ def test_E1_after_a_silence_of_five_seconds_all_know_all_within_a_tick(stream, t
     acts = [(14, "move", "AAAUSDT", "lower", -0.2), (14, "move", "BBBUSDT", "lower", -0.2)]
     acts += [(16, "bus", stream, "drop", 1.0, 5), *fills]
     life = world(tmp_path, *acts)
-    live_for(life, 20)
+    life.run(20)
     assert life.seen["bus drop"] > 0
     if stream in ("account", ""):
         ledger = life.processes["keeper"].actor._ledger
         told = {s: one._replace(recv_ns=0) for s, one in life._told().items()}
         assert any(one != ledger.position(s) for s, one in told.items())
-    live_for(life, 1 + RESAID_S)
+    life.run(1 + RESAID_S)
     ledger = life.processes["keeper"].actor._ledger
     for symbol, told in life._told().items():
         assert told._replace(recv_ns=0) == ledger.position(symbol)
     said = life.quotes
     assert {s: q for s, (q, _) in life.processes["router"].actor._quotes.items()} == said
-    assert len(entries(life)) >= 2
+    assert len(life.entries()) >= 2
     life.live()
 
 
 def test_E1_a_closed_bar_that_the_bus_lost_is_asked_for(tmp_path):
     life = world(tmp_path, (50, "bus", "market", "drop", 1.0, 20), seconds=100)
-    live_for(life, 71)  # a minute has ended at 60
-    live_for(life, 4)
+    life.run(71)  # a minute has ended at 60
+    life.run(4)
     for ours, theirs in life._bars().values():
         assert ours == theirs
     life.live()
@@ -227,11 +215,11 @@ def test_E2_a_worker_without_history_is_silent_until_it_has_it():
 def test_E2_whoever_starts_last_the_others_wait(last, tmp_path):
     life = world(tmp_path, (35, "move", "AAAUSDT", "lower", -0.2), seconds=50)
     life.processes[last].up_ms += 20_000
-    live_for(life, 20)
+    life.run(20)
     assert life.mode is None or last != "keeper"
-    assert not entries(life)
-    live_for(life, 18)
-    assert len(entries(life)) == 1
+    assert not life.entries()
+    life.run(18)
+    assert len(life.entries()) == 1
     life.live()
 
 
@@ -400,8 +388,8 @@ def test_E4_a_bus_that_loses_repeats_and_delays_makes_no_id_twice(stream, what, 
     ]
     life = world(tmp_path, *acts, seconds=95, symbols=3)
     life.live()  # with every invariant
-    assert entries(life)
-    assert max(entries(life).values()) == 1
+    assert life.entries()
+    assert max(life.entries().values()) == 1
 
 
 # E5: what comes 30 s late.
@@ -439,10 +427,10 @@ def test_E5_a_keeper_that_wakes_up_after_30_s_grants_what_nobody_uses(tmp_path):
     acts = [(14.9, "freeze", "keeper", 30_000), (15, "move", "AAAUSDT", "lower", -0.2)]
     acts += [(17, "move", "BBBUSDT", "lower", -0.2), (22, "move", "AAAUSDT", "upper", -0.7)]
     life = world(tmp_path, *acts, seconds=60)
-    live_for(life, 44.8)
-    assert not entries(life)
+    life.run(44.8)
+    assert not life.entries()
     life.live()
-    assert max(entries(life).values(), default=1) == 1
+    assert max(life.entries().values(), default=1) == 1
 
 
 @pytest.mark.parametrize("age_s", [6, 30])
@@ -457,8 +445,8 @@ def test_E5_a_router_that_wakes_up_after_30_s_does_not_act_on_what_was_said_mean
     """The price comes near for a while and is far again when the router goes on."""
     acts = [(14.9, "freeze", "router", 30_000), (16, "move", "AAAUSDT", "lower", -0.2)]
     life = world(tmp_path, *acts, (24, "move", "AAAUSDT", "upper", -0.4), seconds=60)
-    live_for(life, 46)
-    assert not entries(life)
+    life.run(46)
+    assert not life.entries()
 
 
 @pytest.mark.parametrize(
@@ -763,11 +751,11 @@ def test_E9_a_keeper_that_is_gone_for_a_while_finds_everything(down_s, tmp_path)
     acts += [(18, "crash", "keeper", 0, down_s * 1_000), (19, "move", "AAAUSDT", "lower", 0.4)]
     acts += [(23, "move", "CCCUSDT", "lower", -0.2)]
     life = world(tmp_path, *acts, seconds=23 + down_s)
-    live_for(life, 18 + down_s - 0.5)
-    created = entries(life)
+    life.run(18 + down_s - 0.5)
+    created = life.entries()
     assert not any("CCC" in name for name in created)
     life.live()
-    assert len(entries(life)) >= 2
+    assert len(life.entries()) >= 2
 
 
 def test_every_row_has_a_test_or_a_reason():

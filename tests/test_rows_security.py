@@ -185,7 +185,7 @@ def watched():
 def _live(w):
     """Trade, err, be struck, be looked at."""
     p = w.p
-    wait_for(lambda: w.take() and p.rows("SELECT * FROM executions"), 40)
+    wait_for(lambda: w.take() and any(b"Execution" in frame for frame in w.frames), 40)
     w.look()
     w.limits = {name: _limit(pid) for name, pid in w.pids().items()}
     w.environs = {name: Path(f"/proc/{pid}/environ").read_bytes() for name, pid in w.pids().items()}

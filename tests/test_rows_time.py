@@ -7,7 +7,6 @@ process has a wall clock of its own, may be stopped, and the exchange goes on.
 """
 
 import ast
-from collections import Counter
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +23,7 @@ from services.worker.actor import Worker
 from shared import messages as msg
 from shared.settings import Settings
 from tests.simulation.plans import Plan
-from tests.simulation.world import STEP_MS, World
+from tests.simulation.world import World
 from tests.stage import A, B, C, Theatre
 
 NOT_APPLICABLE = {
@@ -44,16 +43,6 @@ SECONDS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "dateti
 
 def world(tmp_path, *acts, seconds=40, seed=7, **numbers):
     return World(Plan(seed, 3, 1, seconds, WIDE | numbers, tuple(acts)), tmp_path)
-
-
-def live_for(life, seconds):
-    for _ in range(int(seconds * 1_000 / STEP_MS)):
-        life._step()
-
-
-def entries(life):
-    names = (o.link_id for o in life.venue.matching.orders.values() if not o.reduce_only)
-    return Counter(name for name in names if name)
 
 
 def moment(text):
@@ -131,9 +120,9 @@ def test_G1_one_process_whose_clock_is_wrong_stops_entries_until_it_is_right(pro
     acts = [(14, "move", "AAAUSDT", "lower", -0.2), (18, "move", "AAAUSDT", "lower", 0.4)]
     acts += [(20, "skew", process, ms), (34, "move", "BBBUSDT", "lower", -0.2)]
     life = world(tmp_path, *acts, (40, "move", "CCCUSDT", "lower", -0.2), seconds=60)
-    live_for(life, 60)
+    life.run(60)
     assert life.mode.mode == msg.NO_ENTRY
-    assert len(entries(life)) == 1
+    assert len(life.entries()) == 1
     (order,) = (o for o in life.venue.matching.open_orders())
     assert order.reduce_only  # the lot has its exit
     life.live()
@@ -164,15 +153,15 @@ def lived(folder, back_ms):
         *((50, "CCCUSDT", "lower", -0.2), (70, "AAAUSDT", "upper", -0.2)),
     )
     life = world(folder, *((at, "move", *rest) for at, *rest in moves), seconds=90)
-    live_for(life, 20)
+    life.run(20)
     for process in life.processes.values():
         process.skew_ms = -back_ms
     life.venue.clock_offset_ms = -back_ms
-    live_for(life, 40)
+    life.run(40)
     for process in life.processes.values():
         process.skew_ms = 0
     life.venue.clock_offset_ms = 0
-    live_for(life, 30)
+    life.run(30)
     return life
 
 
@@ -180,7 +169,7 @@ def test_G2_all_that_is_said_and_done_is_the_same_while_the_wall_clock_is_an_hou
     """No age, no deadline, no bar and no order depends on it."""
     straight, stepped = lived(tmp_path / "a", 0), lived(tmp_path / "b", HOUR_MS)
     assert stepped.trace == straight.trace
-    assert len(entries(stepped)) >= 3
+    assert len(stepped.entries()) >= 3
     assert stepped.mode.mode == msg.RUN
     stepped.live()
 
@@ -191,7 +180,7 @@ def test_G2_a_bot_whose_own_clock_steps_back_waits_for_the_right_time(tmp_path):
     acts += [(30, "move", "BBBUSDT", "lower", -0.2)]
     acts += [(50, "skew", name, 0) for name in PROCESSES]
     life = world(tmp_path, *acts, seconds=55)
-    live_for(life, 49)
+    life.run(49)
     assert life.mode.mode == msg.NO_ENTRY
     assert sum(life.seen[f"start {name}"] for name in ("keeper", "router", "worker")) == 3
     quotes = life.processes["router"].actor._quotes
@@ -254,18 +243,18 @@ def test_G3_after_a_minute_of_sleep_nothing_is_done_on_old_data(before, seed, tm
     acts += [(60, "move", "AAAUSDT", "upper", -0.4), (95, "move", "BBBUSDT", "lower", -0.2)]
     life = world(tmp_path, *acts, seconds=110, seed=seed)
     modes = []
-    live_for(life, 74.8)
+    life.run(74.8)
     publish = life._publish
     life._publish = lambda process, stream, message: (
         modes.append(message.mode) if isinstance(message, msg.Mode) else None,
         publish(process, stream, message),
     )
-    live_for(life, 20)
-    assert not entries(life)
+    life.run(20)
+    assert not life.entries()
     assert modes[0] == msg.NO_ENTRY  # nobody knows the market yet
     assert modes[-1] == msg.RUN
-    live_for(life, 5)
-    assert len(entries(life)) == 1  # of what it sees now
+    life.run(5)
+    assert len(life.entries()) == 1  # of what it sees now
     life.live()
 
 
@@ -274,10 +263,10 @@ def test_G3_what_was_filled_meanwhile_gets_its_exit_at_once(seed, tmp_path):
     acts = [(14, "move", "AAAUSDT", "lower", -0.2)]
     acts += [(20, "freeze", name, 60_000) for name in PROCESSES]
     life = world(tmp_path, *acts, (40, "move", "AAAUSDT", "lower", 0.4), seconds=90, seed=seed)
-    live_for(life, 79.8)
+    life.run(79.8)
     assert life.venue.matching.wallet.position("AAAUSDT").size > 0
     assert not [o for o in life.venue.matching.open_orders() if o.reduce_only]
-    live_for(life, 3)
+    life.run(3)
     (order,) = (o for o in life.venue.matching.open_orders() if o.reduce_only)
     assert order.qty == life.venue.matching.wallet.position("AAAUSDT").size
     life.live()

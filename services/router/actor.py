@@ -166,6 +166,7 @@ class Router(Actor):
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """One-way mode, or leverage 1 of a symbol."""
         if fetched.ask.what == "leverage":
+            self._budget.answered("leverage", now_ns)
             self.counters["leverage_errors"] += bool(fetched.error)
             self._leverage_ns[fetched.ask.symbol] = now_ns + LEVERAGE_NS if fetched.error else 0
         elif fetched.ret_code in HEDGED:
@@ -183,7 +184,7 @@ class Router(Actor):
         if not grant.granted:
             track.request = None
             self.counters["grants_refused"] += 1
-            self._budget.give_back(f"create{'-batch' * track.batch}", ask.decided_ns)
+            self._budget.give_back(f"create{'-batch' * track.batch}")
             if grant.reason == "halted":  # its mode is news to us: ask again when we know it
                 track.pause_ns = now_ns + BACKOFF_NS[0]
             else:
@@ -194,9 +195,9 @@ class Router(Actor):
         self._touches.because(ask.symbol, ask.order_link_id, "order")
         terms = (ask.symbol, ask.side, ask.price, ask.qty, "PostOnly", False, ask.recv_ns)
         request = self._command_of(track, ask.order_link_id, "create", *terms, now_ns)
-        self._budget.leaves(_bucket(request), ask.decided_ns, now_ns)
         if late or self._mode_name() != msg.RUN or not self._still_wanted(ask, now_ns):
             track.request = None
+            self._budget.give_back(_bucket(request))
             request = request._replace(outcome="refused", reason="no longer wanted: not sent")
         return [request]
 
@@ -208,6 +209,7 @@ class Router(Actor):
     def _answered(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
         """What came of a command. The exchange's truth comes through Position all the same."""
         self._budget.learn(_bucket(request), request.rate_limit)
+        self._budget.answered(_bucket(request), now_ns)
         self.counters[request.outcome] += 1
         if request.outcome == "refused":
             self._back_off(request, now_ns)

@@ -7,6 +7,7 @@ seed is one life: the same plan gives the same trace.
 
 import hashlib
 from collections import Counter, defaultdict, deque
+from contextlib import contextmanager
 from decimal import Decimal
 from random import Random
 
@@ -94,15 +95,21 @@ class World:
 
     def live(self):
         """Chaos, then healing; raises Breach, or whatever a hook raises."""
-        end_ms = START_MS + self.plan.seconds * 1_000
-        while self.now_ms < end_ms:
-            self._step()
+        self.run(self.plan.seconds)
         self._heal()
-        end_ms = self.now_ms + HEAL_S * 1_000
-        while self.now_ms < end_ms:
-            self._step()
+        self.run(HEAL_S)
         self._quiet()
         return self.trace
+
+    def run(self, seconds):
+        """So much of it."""
+        for _ in range(int(seconds * 1_000 / STEP_MS)):
+            self._step()
+
+    def entries(self):
+        """Entries that the exchange ever made, by id."""
+        names = (o.link_id for o in self.venue.matching.orders.values() if not o.reduce_only)
+        return Counter(name for name in names if name)
 
     @property
     def trace(self):
@@ -169,11 +176,17 @@ class World:
         """One hook and what follows from it, unless the process dies before the end of it."""
         if process.actor is None:
             return
-        try:
+        with self._mortal(process):
             process.step()
             said = getattr(process.actor, hook)(*terms, self.now_ms * NS)
             process.step()
             self._send(process, said)
+
+    @contextmanager
+    def _mortal(self, process):
+        """What a process does, up to the moment at which it dies."""
+        try:
+            yield
         except Crash:
             self._die(process)
             if process.power:
@@ -231,7 +244,7 @@ class World:
     def _answer(self, process, message, asker, number):
         stream = next(s for s in process.actor.answers if type(message) in STREAMS[s].carries)
         carried = STREAMS[stream].carries
-        try:
+        with self._mortal(process):
             process.step()
             said = process.actor.answer(message, self.now_ms * NS)
             process.step()
@@ -242,10 +255,6 @@ class World:
                     asker = None
                 else:
                     self._publish(process, process.actor.says, one)
-        except Crash:
-            self._die(process)
-            if process.power:
-                self._act_power()
 
     def _send(self, process, messages):
         for message in messages:
