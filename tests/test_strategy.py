@@ -14,7 +14,15 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from services.worker.strategy import NO_BANDS, Parameters, bands, distance_pct, nearer, zone
+from services.worker.strategy import (
+    NO_BANDS,
+    Parameters,
+    bands,
+    calm,
+    distance_pct,
+    nearer,
+    zone,
+)
 
 ANY_SPEED = {
     "derandomize": True,
@@ -210,3 +218,28 @@ def test_equal_bars_have_both_bands_on_the_price():
     found = made(flat)
     assert (found.lower.band, found.upper.band, found.gate) == (100.0, 100.0, "")
     assert zone(nearer(found, 100.0), 100.0) == "ARM"
+
+
+@settings(max_examples=300, **ANY_SPEED)
+@given(
+    windows(),
+    st.tuples(*[st.floats(0, 2)] * 3),
+    st.floats(-3, 3),
+    st.floats(0, 1),
+    st.sampled_from(range(10)),
+)
+def test_between_two_neighbouring_cuts_every_price_gets_the_same_opinion(
+    window, shares, away_pct, part, at
+):
+    """At a cut itself nothing is promised, and a price just beside it is still right."""
+    proximity, overshoot, leave = shares
+    p = P._replace(band_proximity_pct=proximity, band_overshoot_pct=overshoot, band_exit_pct=leave)
+    b = bands(np.array(window), p)
+    for last in (b.cuts[at % len(b.cuts)], b.lower.band * (1 + away_pct / 100)):
+        for beside in (math.nextafter(last, -math.inf), last, math.nextafter(last, math.inf)):
+            low, high = calm(b, beside)
+            other = max(low, -1e300) * (1 - part) + min(high, 1e300) * part
+            if low < other < high:
+                assert low < beside < high
+                ours, theirs = nearer(b, beside), nearer(b, other)
+                assert (ours.side, zone(ours, beside)) == (theirs.side, zone(theirs, other))

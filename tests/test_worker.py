@@ -292,6 +292,41 @@ def test_a_history_does_not_wake_a_stale_symbol(warm):
 # A quote is a function of the closed bars and the last price.
 
 
+ACTS = st.one_of(
+    st.tuples(st.just("price"), st.floats(94, 106), st.integers(0, 2)),
+    st.tuples(st.just("bar"), st.integers(0, 2)),
+    st.tuples(st.just("history"), st.integers(0, 2)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 74, 76])),
+    st.tuples(st.just("tick")),
+)
+
+
+@settings(max_examples=200, **ANY_SPEED)
+@given(st.lists(ACTS, max_size=30))
+def test_the_short_way_of_a_tick_says_what_the_long_way_says(tmp_path_factory, acts):
+    """One worker forgets before each message between which prices nothing changes."""
+    short, long = (started(tmp_path_factory.getbasetemp()) for _ in range(2))
+    now_ns, bar, second = NS, 10, 0
+    for act, *terms in (("history", 0), *acts):
+        now_ns, second = now_ns + NS, second + 1
+        if act == "price":
+            message = forming(bar + terms[1], terms[0], second % 60)
+        elif act == "bar":
+            message, bar = closed(bar + terms[0]), bar + terms[0] + 1
+        elif act == "history":
+            message = history(bar - 1 + terms[0])
+        elif act == "wait":
+            now_ns += terms[0] * NS
+            continue
+        for symbol in long._symbols.values():
+            symbol.low = symbol.high = 0.0
+        hook = "tick" if act == "tick" else "handle"
+        rest = () if act == "tick" else (message,)
+        said = [getattr(one, hook)(*rest, now_ns) for one in (short, long)]
+        assert said[0] == said[1]
+        assert short.counters == long.counters
+
+
 @settings(max_examples=50, **ANY_SPEED)
 @given(
     *(st.integers(0, 15), st.integers(0, 15)),

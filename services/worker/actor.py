@@ -5,7 +5,16 @@ from typing import Any, ClassVar
 from zlib import crc32
 
 from services.worker.ring import Ring
-from services.worker.strategy import NO_BANDS, Bands, Parameters, bands, distance_pct, nearer, zone
+from services.worker.strategy import (
+    NO_BANDS,
+    Bands,
+    Parameters,
+    bands,
+    calm,
+    distance_pct,
+    nearer,
+    zone,
+)
 from shared import messages as msg
 from shared.actor import Actor
 from shared.settings import Settings
@@ -28,6 +37,8 @@ class Symbol:
     asked: bool = False
     gone: bool = False
     said: tuple[str, str, int, str] = ("", "", 0, "")
+    low: float = 0.0  # between the two a tick of this bar changes nothing that was said
+    high: float = 0.0
 
 
 class Worker(Actor):
@@ -94,15 +105,20 @@ class Worker(Actor):
 
     def _kline(self, symbol: Symbol, kline: msg.Kline, now_ns: int) -> list[msg.Message]:
         """The hot path: when nothing changed, a few comparisons."""
-        if kline.ts_ms >= symbol.ts_ms:
-            symbol.last, symbol.ts_ms, symbol.recv_ns = kline.close, kline.ts_ms, kline.recv_ns
-        symbol.heard_ns, symbol.start_ms = now_ns, max(symbol.start_ms, kline.start_ms)
-        if kline.confirm and symbol.ring.append(kline.start_ms, kline[2:7]):
+        _, start_ms, _, _, _, close, _, _, confirm, ts_ms, recv_ns = kline
+        if ts_ms >= symbol.ts_ms:
+            symbol.last, symbol.ts_ms, symbol.recv_ns = close, ts_ms, recv_ns
+        symbol.heard_ns = now_ns
+        if symbol.low < symbol.last < symbol.high and not confirm and start_ms <= symbol.start_ms:
+            return []
+        symbol.start_ms = max(symbol.start_ms, start_ms)
+        if confirm and symbol.ring.append(start_ms, kline[2:7]):
             self.counters["bars"] += 1
             self._prepare(symbol)
         gate, edge = _gate(symbol, now_ns), nearer(symbol.bands, symbol.last)
         where = msg.NONE if gate else zone(edge, symbol.last)
         if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said or not symbol.ring.count:
+            symbol.low, symbol.high = calm(symbol.bands, symbol.last)
             return []  # without a single bar it has no opinion: another worker may have one
         return [self._quote(kline.symbol, symbol, now_ns)]
 
@@ -116,6 +132,7 @@ class Worker(Actor):
         edge = nearer(b, last)
         where = msg.NONE if gate else zone(edge, last)
         symbol.said = (edge.side, where, symbol.ring.next_ms, gate)
+        symbol.low, symbol.high = (last, last) if gate == "stale" else calm(b, last)
         self.counters[where] += 1
         return msg.Quote(
             *(name, edge.side, edge.price, where, gate, b.take_profit_pct, b.lower.band),

@@ -4,6 +4,8 @@ Everything that needs the bars is prepared when a bar closes; a tick only compar
 the thresholds in `Bands`.
 """
 
+from bisect import bisect_left
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +40,8 @@ class Edge(NamedTuple):
 
 
 class Bands(NamedTuple):
-    """All that follows from the closed bars. Up to `pivot` the lower band is the nearer one."""
+    """All that follows from the closed bars. Up to `pivot` the lower band is the nearer one;
+    between two neighbours of `cuts` no price changes the opinion."""
 
     lower: Edge
     upper: Edge
@@ -46,10 +49,11 @@ class Bands(NamedTuple):
     volatility_pct: float
     take_profit_pct: float
     gate: str
+    cuts: tuple[float, ...]
 
 
 _NO_EDGE = Edge("", 0.0, 0.0, (0.0, 0.0), (0.0, 0.0))
-NO_BANDS = Bands(_NO_EDGE, _NO_EDGE, 0.0, 0.0, 0.0, "warmup")
+NO_BANDS = Bands(_NO_EDGE, _NO_EDGE, 0.0, 0.0, 0.0, "warmup", ())
 """Too few bars: no price is near a band."""
 
 
@@ -66,13 +70,13 @@ def bands(window: NDArray[np.float64], p: Parameters) -> Bands:
     volatility_pct = 100 * float(((highs - lows) / closes).mean())
     lower, upper = basis - width, basis + width
     gate = "volatility" if volatility_pct < p.min_volatility_pct else "" if lower > 0 else "band"
+    below, above = _edge(BUY, lower, p), _edge(SELL, upper, p)
+    pivot = 2 * lower * upper / (lower + upper) if lower > 0 else 0.0
     return Bands(
-        lower=_edge(BUY, lower, p),
-        upper=_edge(SELL, upper, p),
-        pivot=2 * lower * upper / (lower + upper) if lower > 0 else 0.0,
-        volatility_pct=volatility_pct,
+        *(below, above, pivot, volatility_pct),
         take_profit_pct=p.base_fee_pct + volatility_pct / 2,
         gate=gate,
+        cuts=tuple(sorted((pivot, *below.arm, *below.hold, *above.arm, *above.hold))),
     )
 
 
@@ -91,6 +95,14 @@ def _edge(side: str, band: float, p: Parameters) -> Edge:
         arm=between(p.band_overshoot_pct, p.band_proximity_pct),
         hold=between(p.band_exit_pct, p.band_exit_pct),
     )
+
+
+def calm(b: Bands, last: float) -> tuple[float, float]:
+    """Any price between these two, ends excluded, gets the opinion that `last` gets."""
+    at = bisect_left(b.cuts, last)
+    low = b.cuts[at - 1] if at else -inf
+    high = b.cuts[at] if at < len(b.cuts) else inf
+    return (last, last) if high == last else (low, high)
 
 
 def nearer(b: Bands, last: float) -> Edge:
