@@ -428,6 +428,8 @@ class World:
             process.skew_ms = process.frozen_ms = 0
             process.doom, process.power = (process.doom if process.gone else None), False
         self._act_resume()
+        begun_s = max(self.now_ms, *(process.up_ms for process in self.processes.values())) / 1_000
+        self.acts.append((begun_s - START_MS / 1_000 + 3, "resume"))  # its last start may be a loop
 
     def _act_resume(self):
         """A person says RUN until the keeper has heard it."""
