@@ -493,13 +493,16 @@ class World:
         return {s: router._positions.get(s, empty)._replace(version=now[s]) for s in symbols}
 
     def _bars(self):
-        """The last closed bars of each symbol, open to close: (its worker's, the exchange's)."""
+        """The last closed bars of each symbol, open to close: (its worker's, the exchange's). An
+        exchange may give fewer than were asked for, as it does of a symbol that it has just listed.
+        """
         workers = [p.actor for p in self.processes.values() if not p.gone and "worker" in p.name]
         rings = {s: one.ring for worker in workers for s, one in worker._symbols.items()}
         found = {}
         for index, symbol in enumerate(self.symbols):
-            theirs = self.ticker.bars(index, 0, rings[symbol].next_ms - 1, BARS)[::-1]
-            ours = rings[symbol].window(BARS)[:, :4].round(9).tolist()
+            ring, count = rings[symbol], max(1, min(BARS, rings[symbol].count))
+            theirs = self.ticker.bars(index, 0, ring.next_ms - 1, count)[::-1]
+            ours = ring.window(count)[:, :4].round(9).tolist()
             found[symbol] = ours, [[float(value) for value in row[1:5]] for row in theirs]
         return found
 
