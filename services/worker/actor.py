@@ -67,8 +67,7 @@ class Worker(Actor):
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """A tick, a closed bar, the history or the universe."""
         if isinstance(message, msg.Kline):
-            symbol = self._symbols.get(message.symbol)
-            return self._kline(symbol, message, now_ns) if symbol else []
+            return self._kline(message, now_ns)
         if isinstance(message, msg.History):
             return self._history(message, now_ns)
         if isinstance(message, msg.Instruments):
@@ -103,14 +102,17 @@ class Worker(Actor):
         self.ages_ms["feed"] = (now_ns - max(heard)) // 1_000_000 if heard else -1
         return messages
 
-    def _kline(self, symbol: Symbol, kline: msg.Kline, now_ns: int) -> list[msg.Message]:
+    def _kline(self, kline: msg.Kline, now_ns: int) -> list[msg.Message]:
         """The hot path: when nothing changed, a few comparisons."""
-        _, start_ms, _, _, _, close, _, _, confirm, ts_ms, recv_ns = kline
-        if ts_ms >= symbol.ts_ms:
-            symbol.last, symbol.ts_ms, symbol.recv_ns = close, ts_ms, recv_ns
-        symbol.heard_ns = now_ns
-        if symbol.low < symbol.last < symbol.high and not confirm and start_ms <= symbol.start_ms:
+        name, start_ms, _, _, _, last, _, _, confirm, ts_ms, recv_ns = kline
+        symbol = self._symbols.get(name)
+        if symbol is None:
             return []
+        symbol.heard_ns = now_ns
+        if ts_ms >= symbol.ts_ms:
+            symbol.last, symbol.ts_ms, symbol.recv_ns = last, ts_ms, recv_ns
+            if symbol.low < last < symbol.high and not confirm and start_ms == symbol.start_ms:
+                return []
         symbol.start_ms = max(symbol.start_ms, start_ms)
         if confirm and symbol.ring.append(start_ms, kline[2:7]):
             self.counters["bars"] += 1
@@ -120,7 +122,7 @@ class Worker(Actor):
         if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said or not symbol.ring.count:
             symbol.low, symbol.high = calm(symbol.bands, symbol.last)
             return []  # without a single bar it has no opinion: another worker may have one
-        return [self._quote(kline.symbol, symbol, now_ns)]
+        return [self._quote(name, symbol, now_ns)]
 
     def _prepare(self, symbol: Symbol) -> None:
         """A bar closed: new bands."""
