@@ -11,14 +11,14 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shared.bus import STREAMS, Bus
+from shared.bus import MAX_DRAIN, STREAMS, Bus
 from shared.messages import Execution, Health, Link, Message, Mode, OrderRequest
 from shared.settings import (
     VERSION,
@@ -37,7 +37,7 @@ TICK_NS = 1_000_000_000
 EAGER_NS = 15_000_000_000  # a process that has just begun, and is not ready yet, ticks faster
 INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
 PR_SET_PDEATHSIG = 1
-LOCKS = Path(tempfile.gettempdir()) / f"deviation-magnet-{os.getuid()}"
+LOCKS = Path(f"/tmp/deviation-magnet-{os.getuid()}")  # one folder, whatever TMPDIR says
 NEWS = (OrderRequest, Execution)  # what an operator would tell a colleague
 
 log = logging.getLogger("dm")
@@ -101,12 +101,15 @@ class Inbox:
         os.eventfd_write(self.fd, 1)
 
     def take(self) -> list[Any]:
-        """All that is there now."""
+        """What is there now, at most MAX_DRAIN: no flood keeps the loop from its tick."""
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:
             return []
-        return [self._queue.popleft() for _ in range(len(self._queue))]
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_DRAIN))]
+        if self._queue:
+            os.eventfd_write(self.fd, 1)
+        return taken
 
 
 class Loop:
@@ -233,7 +236,8 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write it, or drop it."""
         try:
-            os.write(1, f"{self.format(record)}\n".encode(errors="replace")[:PIPE_BUF])
+            row = self.format(record).encode(errors="replace")
+            os.write(1, row[: PIPE_BUF - 1] + b"\n")
         except OSError:
             Lines.dropped += 1
 
@@ -252,10 +256,11 @@ def begin(settings: Settings) -> None:
 
 def _die_with_parent() -> None:
     """The kernel kills this process when its parent (supervisord) dies: no orphan trades on."""
-    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent process died during the start")
+    with suppress(OSError):
+        if b"supervisord" in Path(f"/proc/{os.getppid()}/cmdline").read_bytes():
+            return
+    sys.exit("supervisord died during the start")
 
 
 def run(actor_class: type[Actor]) -> None:

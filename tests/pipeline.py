@@ -26,6 +26,7 @@ from pybit.unified_trading import HTTP
 from services.ops.ops import Supervisor
 from shared import messages as msg
 from shared.bus import Bus
+from tests.books import OPEN, differences, positions
 
 MINUTE_MS = 60_000
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,6 @@ KEYS = {"api_key": "paper-key", "api_secret": "paper-secret"}
 LOOK_S = 0.05  # between two looks at something that is waited for
 START_MS = 1_700_000_040_000  # of the calm market: a whole minute
 HISTORY, TRADED = 400, 240  # minutes
-OPEN = ("New", "PartiallyFilled", "Untriggered")
 NEAR = 0.9998  # of the band: an entry is wanted here, and after the end of a bar, too
 AGAIN_S = 2.0  # before what did not arm is moved again
 LATE_S = 30  # the bot needs a fifth of it on a quiet machine
@@ -336,7 +336,7 @@ class Live:
 
     def held(self, symbol):
         """The position at the exchange, signed."""
-        return _positions(self.account()).get(symbol, Decimal(0))
+        return positions(self.account()).get(symbol, Decimal(0))
 
     def entry(self, symbol):
         """(id, status) of the entry that the ledger holds open, or nothing."""
@@ -386,26 +386,11 @@ class Live:
             account = self.account()
             if account["orders"] != before:
                 before, quiet = account["orders"], time.monotonic()
-            wrong = self.differences(account)
+            wrong = differences(self.p, account)
             if not wrong and time.monotonic() - quiet > QUIET_S:
                 return
             assert time.monotonic() < until, wrong or "never quiet"
             time.sleep(LOOK_S)
-
-    def differences(self, account):
-        """(what, only in the ledger, only at the exchange); nothing where both agree."""
-        ours = {"positions": set(self._positions().items())}
-        theirs = {"positions": set(_positions(account).items())}
-        ours["executions"] = {row[0] for row in self.p.rows("SELECT exec_id FROM executions")}
-        theirs["executions"] = {row["execId"] for row in account["executions"]}
-        query = "SELECT order_link_id, status, price, qty, cum_exec_qty FROM orders WHERE open"
-        ours["orders"] = {(*row[:2], *map(Decimal, row[2:])) for row in self.p.rows(query)}
-        theirs["orders"] = {
-            (o["orderLinkId"], o["orderStatus"], *(Decimal(o[n]) for n in AMOUNTS))
-            for o in account["orders"]
-            if o["orderStatus"] in OPEN and o["orderLinkId"]
-        }
-        return [(n, ours[n] - theirs[n], theirs[n] - ours[n]) for n in ours if ours[n] != theirs[n]]
 
     def breaches(self):
         """What the auditor has said since it was asked last."""
@@ -413,16 +398,6 @@ class Live:
         new = status["breaches"] - self._lines
         self._lines = status["breaches"]
         return status["lines"][-new:] if new else []
-
-    def _positions(self):
-        found = {}
-        query = "SELECT symbol, side, bought, sold FROM lots WHERE closed_ms = 0"
-        for symbol, side, bought, sold in self.p.rows(query):
-            qty = (Decimal(bought) - Decimal(sold)) * (1 if side == "Buy" else -1)
-            found[symbol] = found.get(symbol, 0) + qty
-        for symbol, qty in self.p.rows("SELECT symbol, qty FROM foreigners"):
-            found[symbol] = found.get(symbol, 0) + Decimal(qty)
-        return {symbol: qty for symbol, qty in found.items() if qty}
 
 
 def lifetime(live):
@@ -442,13 +417,3 @@ def afresh(live):
     live.heard.clear()
     yield live
     live.heal()
-
-
-AMOUNTS = ("price", "qty", "cumExecQty")
-
-
-def _positions(account):
-    return {
-        row["symbol"]: Decimal(row["size"]) * (1 if row["side"] == "Buy" else -1)
-        for row in account["positions"]
-    }

@@ -31,15 +31,14 @@ from unittest.mock import patch
 from services.backtest import replay
 from services.keeper.actor import Keeper
 from services.keeper.ledger import Caps, Ledger
-from services.keeper.store import Store
+from services.keeper.store import TABLES, Damaged, Store, Unwritable
 from shared import messages as msg
+from shared.settings import WrongSetting
 from tests.stage import SYMBOLS, Theatre
 
 FULL, EIO_WRITE, EIO_SYNC = 13, 10 | 3 << 8, 10 | 4 << 8  # as SQLite calls ENOSPC and EIO
 READ_ONLY, READ_WRITE, CREATE = 1, 2, 4  # flags of an open
 SECTOR = 512
-OURS = ("orders", "executions", "lots", "meta", "outcomes", "refusals", "foreigners", "equity")
-OURS = (*OURS, "modes")
 MODES = ("all", "synced", "some")
 BUYS, SELLS = ("99.8", "99.0", "100.2"), ("100.6", "101.2", "100.0")  # near, through, away
 
@@ -99,7 +98,7 @@ class Recorder:
     """While it is entered, every file that sqlite3 opens in `folder` goes through it.
 
     `fails(kind, name)` may return an error code of SQLite's: then nothing is done. With `keep` off
-    nothing is noted: files are only quick, as no sync waits for the machine's own disk.
+    no write is noted: files are only quick, as no sync waits for the machine's own disk.
     """
 
     _kept = []  # noqa: RUF012 - what SQLite may still call
@@ -355,15 +354,15 @@ class Noted(Store):
         entries = [o.order_link_id for o, _ in change.orders if o.kind == msg.ENTRY and durable]
         self.session.note(self, begun, durable, row, entries)
 
-    def _do(self, *terms):
+    def _do(self, table, values, verb="REPLACE", durable=False):
         begun = len(self.session.ops)
-        super()._do(*terms)
-        self.session.note(self, begun, True)
+        super()._do(table, values, verb, durable)
+        self.session.note(self, begun, durable)
 
 
 def digest(db):
     """All that is in a ledger, in one word."""
-    rows = [sorted(db.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in OURS]
+    rows = [sorted(db.execute(f"SELECT * FROM {table}").fetchall(), key=repr) for table in TABLES]
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
@@ -524,7 +523,7 @@ def main():
             for count, mode, image in images(session, set(every), chance):
                 try:
                     found = look(session, session.bounds(count), image, folder / "cut.db")
-                except (AssertionError, sqlite3.Error) as error:
+                except (AssertionError, sqlite3.Error, Damaged, Unwritable, WrongSetting) as error:
                     counts["failed"] += 1
                     print(f"seed={given.seed} operations={count} {mode}: {error!r}")
                     continue

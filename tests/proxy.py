@@ -37,13 +37,13 @@ class Line:
 class Proxy:
     """Forwards from a port of its own to `to_port`, in a thread, until `close`.
 
-    Its verbs may be called from any thread. They hold until `heal`, but for `reset` and `freeze`,
-    which strike what is connected now, and `cut`, which strikes the next that says enough.
+    Its verbs may be called from any thread. They hold until `heal`, but for `reset`, `freeze` and
+    `cut`, which strike what is connected now.
     """
 
     def __init__(self, to_port, seed=1):
         self._to_port, self._random = to_port, random.Random(seed)
-        self._lines, self._tasks = set(), set()
+        self._lines = set()
         self.opened = []  # paths, in order
         self.doubled = 0
         self.heal()
@@ -58,7 +58,7 @@ class Proxy:
     def heal(self):
         """New bytes pass as they come, new connections are let in."""
         self._late = ("", 0.0, 0.0)
-        self._refused = self._twice = self._cut = None
+        self._refused = self._twice = None
 
     def delay(self, path, seconds, jitter=0.0):
         """Each chunk comes so much later, both ways; none overtakes another of its line."""
@@ -142,11 +142,15 @@ class Proxy:
         with suppress(OSError):
             while chunk:
                 twice = self._twice
-                if twice and chunk.startswith(b"POST " + twice.encode()):
+                if twice is not None and chunk.startswith(b"POST " + twice.encode()):
                     chunk = await self._whole(reader, chunk)
                     await self._send_apart(chunk)
                     self.doubled += 1
-                elif twice and line.path.startswith(twice) and not chunk.startswith(b"GET "):
+                elif (
+                    twice is not None
+                    and line.path.startswith(twice)
+                    and not chunk.startswith(b"GET ")
+                ):
                     chunk += chunk
                     self.doubled += 1
                 send(chunk)

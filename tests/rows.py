@@ -28,11 +28,11 @@ class Results:
 
     def pytest_runtest_logreport(self, report):
         name = report.nodeid.split("::")[-1].partition("[")[0]
-        if (row := ROW.match(name)) and (report.when == "call" or report.failed):
+        if (row := ROW.match(name)) and (report.when == "call" or report.outcome != "passed"):
             self.found[row[1], row[2]].append(report.outcome)
 
 
-def order(row):
+def by_number(row):
     """A10 after A9; a row of the catalogue may have a part: "H1 announced maintenance"."""
     name = row.split()[0]
     return name[0], int(name[1:])
@@ -55,10 +55,11 @@ def main():
             (row, why, "", "not applicable")
             for row, why in getattr(module, "NOT_APPLICABLE", {}).items()
         ]
-    for line in sorted(lines, key=lambda line: (order(line[0]), line[1])):
+    for line in sorted(lines, key=lambda line: (by_number(line[0]), line[1])):
         table.add_row(*line)
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
     sys.exit(code)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,26 +8,25 @@ ledger is compared with the exchange to the last digit: executions, positions, c
 import argparse
 import contextlib
 import json
-import sqlite3
 import statistics
 import sys
 import time
 from collections import defaultdict
-from decimal import Decimal
 from pathlib import Path
 
 import psutil
 
 from services.ops.ops import Supervisor
-from tests.pipeline import OPEN, Pipeline
+from tests.books import open_orders, positions, settled, their_cash
+from tests.pipeline import Pipeline
 
 HEAL_S, LOOK_S = 45, 10
 WARM = 0.2  # of the samples: a process that has just begun grows
-AMOUNTS = (("exec_qty", "execQty"), ("exec_price", "execPrice"), ("exec_fee", "execFee"))
+GROWTH, MOST_MB = 1.05, 600  # the paper exchange keeps what has ended, and does not count
 
 
 def run(args):
-    """Its rows of the report, and whether everything held."""
+    """What did not hold; the report is printed."""
     pipeline = Pipeline(
         PAPER_SYMBOLS=args.symbols, PAPER_SPEED=args.speed, PAPER_SEED=args.seed, DRAWDOWN_PCT=0,
         DAILY_LOSS_PCT=0, PAPER_BALANCE_USDT=10_000,
@@ -42,8 +41,7 @@ def run(args):
         pipeline.control("DELETE", "/fault")
         time.sleep(HEAL_S)
         mode = pipeline.status()["mode"]
-        exchange, account = settled(pipeline)
-        return report(pipeline, samples, mode, exchange, account)
+        return report(args, samples, mode, *settled(pipeline))
     finally:
         pipeline.close()
 
@@ -64,105 +62,36 @@ def watched(pipeline, seconds):
     return samples
 
 
-def settled(pipeline):
-    """The exchange's status and account at a moment in which nothing was under way."""
-    for _ in range(60):
-        before = pipeline.control("GET", "/account")
-        time.sleep(1.5)
-        if not differences(pipeline, before):
-            return pipeline.control("GET", "/"), before
-    return pipeline.control("GET", "/"), before
-
-
-def differences(pipeline, account):
-    """What the ledger and the exchange say differently: (what, ledger, exchange)."""
-    file = f"file:{pipeline.run_dir / 'state.db'}?mode=ro"
-    with contextlib.closing(sqlite3.connect(file, uri=True, timeout=10)) as db:
-        db.row_factory = sqlite3.Row
-        executions = {row["exec_id"]: row for row in db.execute("SELECT * FROM executions")}
-        lots = list(db.execute("SELECT * FROM lots WHERE closed_ms = 0"))
-        foreign = list(db.execute("SELECT * FROM foreigners"))
-        orders = {row[0] for row in db.execute("SELECT order_id FROM orders WHERE open")}
-    theirs = {row["execId"]: row for row in account["executions"]}
-    pairs = [
-        ("executions", set(executions), set(theirs)),
-        ("open orders", orders, open_orders(account)),
-        ("positions", held(lots, foreign), positions(account)),
-        ("cash", cash(executions.values()), their_cash(account)),
-    ]
-    for name in executions.keys() & theirs.keys():
-        ours = [Decimal(executions[name][our]) for our, _ in AMOUNTS]
-        pairs.append((name, ours, [Decimal(theirs[name][their]) for _, their in AMOUNTS]))
-    return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def open_orders(account):
-    return {row["orderId"] for row in account["orders"] if row["orderStatus"] in OPEN}
-
-
-def positions(account):
-    return {
-        row["symbol"]: Decimal(row["size"]) * (1 if row["side"] == "Buy" else -1)
-        for row in account["positions"]
-    }
-
-
-def held(lots, foreign):
-    """The signed quantity of each symbol, by the ledger."""
-    sums = defaultdict(Decimal)
-    for lot in lots:
-        qty = Decimal(lot["bought"]) - Decimal(lot["sold"])
-        sums[lot["symbol"]] += qty if lot["side"] == "Buy" else -qty
-    for row in foreign:
-        sums[row["symbol"]] += Decimal(row["qty"])
-    return {symbol: qty for symbol, qty in sums.items() if qty}
-
-
-def cash(executions):
-    """What all fills, fees and funding have brought, by the ledger."""
-    total = Decimal(0)
-    for row in executions:
-        total -= Decimal(row["exec_fee"])
-        if row["exec_type"] != "Funding":
-            value = Decimal(row["exec_qty"]) * Decimal(row["exec_price"])
-            total -= value if row["side"] == "Buy" else -value
-    return total
-
-
-def their_cash(account):
-    """The same by the exchange: what it has booked, less what open positions have cost."""
-    flows = {name: Decimal(value) for name, value in account["flows"].items()}
-    rows = account["positions"]
-    cost = sum(Decimal(r["positionValue"]) * (1 if r["side"] == "Buy" else -1) for r in rows)
-    return flows["realised"] - flows["fees"] - flows["funding"] - cost
-
-
-def report(pipeline, samples, mode, exchange, account):
-    """What was measured, and the list of what did not hold."""
-    differ = differences(pipeline, account)
-    failed = [f"differs: {what}" for what, _, _ in differ]
+def report(args, samples, mode, exchange, account, differ):
+    """What was measured, printed, and the list of what did not hold."""
+    failed = [f"differs: {what}: {ours} {theirs}" for what, ours, theirs in differ]
     failed += [f"auditor: {line}" for line in exchange["lines"][:5]]
-    if mode != "RUN":
-        failed.append(f"mode {mode}")
+    failed += [f"mode {mode}"] if mode != "RUN" else []
+    failed += [] if exchange["struck"] else ["no fault struck"]
+    failed += [] if account["executions"] else ["nothing was executed"]
     print(f"{'process':12} {'MB first':>9} {'MB last':>9} {'growth':>7} {'fds':>9} {'starts':>7}")
+    total = 0.0
     for name, rows in samples.items():
-        settled_rows = rows[int(len(rows) * WARM) :]
-        pids = {pid for _, _, pid in rows}
-        sizes = [size for size, _, pid in settled_rows if pid == rows[-1][2]]
+        late = rows[int(len(rows) * WARM) :]
+        sizes = [size for size, _, pid in late if pid == rows[-1][2]]
         tenth = max(1, len(sizes) // 10)
         first, last = statistics.median(sizes[:tenth]), statistics.median(sizes[-tenth:])
-        fds = sorted(count for _, count, _ in settled_rows)
-        growth = f"{100 * (last / first - 1):+.1f} %"
-        handles = f"{fds[0]}-{fds[-1]}"
-        print(f"{name:12} {first:9.1f} {last:9.1f} {growth:>7} {handles:>9} {len(pids):>7}")
+        handles, starts = [count for _, count, _ in late], len({pid for _, _, pid in rows})
+        fds = f"{min(handles)}-{max(handles)}"
+        print(f"{name:12} {first:9.1f} {last:9.1f} {last / first - 1:+7.1%} {fds:>9} {starts:>7}")
+        total += last if name != "paper" else 0.0
+        if args.hours / args.speed > 1 and last / first > GROWTH and name != "paper":
+            failed.append(f"{name} grew")
+        failed += [f"{name} began {starts} times"] if starts > 1 else []
+    failed += [f"{total:.0f} MB in all"] if total > MOST_MB else []
     print(
         f"faults struck {exchange['struck']}, auditor breaches {exchange['breaches']}, mode {mode}"
     )
     print(
-        f"executions {len(account['executions'])}, open orders {len(open_orders(account))},", end=""
+        f"executions {len(account['executions'])}, open orders {len(open_orders(account))}, "
+        f"positions {len(positions(account))}, cash {their_cash(account)}, {total:.0f} MB in all"
     )
-    print(f" positions {len(positions(account))}, cash {their_cash(account)}")
-    print("differences: " + (", ".join(failed) if failed else "none"))
+    print("wrong: " + ("\n  ".join(failed) if failed else "nothing"))
     return failed
 
 

@@ -27,6 +27,7 @@ from tests.kills import (
     all_for_sale,
     fill_part,
     held,
+    is_gone,
     parent_of,
     restarted,
     sell,
@@ -64,14 +65,6 @@ def stopped(live, name):
 
 def executions(live, symbol):
     return live.p.rows("SELECT exec_id FROM executions WHERE symbol = ?", symbol)
-
-
-def is_gone(pid):
-    """Ended; whether anybody has taken notice is not its business."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_D2_router_killed_between_send_and_answer(live):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.simulation.__main__ import live, shorter
 from tests.simulation.plans import draw
+from tests.simulation.planted import BUGS
 
 ROOT = Path(__file__).parents[1]
 SEEDS, PART = 300, 20
@@ -57,3 +58,8 @@ def test_a_failing_plan_gets_shorter():
     plan = plan._replace(acts=tuple(sorted((*plan.acts, broken), key=lambda act: act[0])))
     assert live(plan)[0].startswith("AttributeError")
     assert shorter(plan).acts == (broken,)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_can_be_planted(bug):
+    assert (ROOT / bug.file).read_text().count(bug.right) == 1

@@ -7,15 +7,17 @@ from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from services.keeper.ledger import Change
-from services.keeper.store import SCHEMA_VERSION, Store, Unwritable
+from services.keeper.store import SCHEMA, SCHEMA_VERSION, Store, Unwritable
 from shared import messages as msg
 from shared.settings import WrongSetting
 
 ROOT = Path(__file__).parents[1]
+PINNED = 916986879  # of the tables of version 1
 ACCOUNT, BAR, ID = "paper-1", 6_000_000, "dm-AAAUSDT-64-B"
 
 
@@ -119,6 +121,50 @@ def test_a_newer_schema_is_refused_and_left_alone(path: Path) -> None:
         open_store(path)
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT COUNT(*) FROM executions").fetchone() == (1,)
+
+
+def test_another_schema_has_another_version() -> None:
+    """Tables are the fields of messages: who appends one raises the version, and migrates."""
+    assert (SCHEMA_VERSION, crc32("".join(SCHEMA).encode())) == (1, PINNED)
+
+
+@pytest.mark.parametrize(
+    "added", ["ANALYZE", "CREATE VIEW v AS SELECT * FROM lots", "CREATE INDEX i ON lots (symbol)"]
+)
+def test_what_a_person_adds_to_the_file_does_no_harm(path: Path, added: str) -> None:
+    with open_store(path) as store:
+        store.write(change(), row=1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as person:
+        person.execute(added)
+    with open_store(path) as store:
+        assert store.lots() == [lot()]
+
+
+def test_a_person_who_reads_across_a_restart_stops_nothing(path: Path) -> None:
+    """The log cannot be renewed meanwhile, so every write is synced; later it is."""
+    with open_store(path) as store:
+        store.write(change(), row=1)
+        with closing(sqlite3.connect(path, isolation_level=None)) as person:
+            person.execute("BEGIN")
+            person.execute("SELECT * FROM lots").fetchone()
+            store.close()
+            with open_store(path) as again:
+                again.write(change(2), row=2)
+                assert again._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+                person.execute("ROLLBACK")
+                again.write(change(3), row=3)
+                assert again._db.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+                assert len(again.executions()) == 3
+
+
+def test_a_person_who_writes_meanwhile_is_not_waited_for(path: Path) -> None:
+    with open_store(path) as store, closing(sqlite3.connect(path, isolation_level=None)) as person:
+        person.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unwritable, match="locked"):
+            store.write(change(), row=1)
+        assert store._db.execute("PRAGMA busy_timeout").fetchone()[0] < 100  # ms
+        person.execute("ROLLBACK")
+        store.write(change(), row=1)
 
 
 FAILURES = {

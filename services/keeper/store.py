@@ -39,6 +39,7 @@ SCHEMA = [
     "CREATE INDEX orders_open ON orders (open)",
     "CREATE INDEX lots_closed_ms ON lots (closed_ms)",
 ]
+BUSY_S = 0.02  # for a person who reads or writes the file: the loop waits meanwhile
 FIRST = {"row": "0", "born_ms": "-1", "since_ms": "0", "losses": "", "starts": ""}
 
 
@@ -71,9 +72,10 @@ class Store:
         self._path = Path(path)
         self._files = (self._path, Path(f"{path}-wal"))
         self._inodes: list[int] | None = None  # while it is being opened
-        self._holed = True  # a sync has failed, perhaps in an earlier life
+        self._holed = False  # a sync has failed in this life
+        self._fresh = False  # the log has begun anew in this life: one may have failed before
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
             self._migrate(account, new_id)
             self._check()
             found = self._value("account")
@@ -121,7 +123,8 @@ class Store:
 
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
-        self._do("modes", (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms))
+        row = (mode.version[1], mode.mode, mode.reason, *operator, who, wall_ms)
+        self._do("modes", row, durable=True)
 
     def operator(self) -> tuple[str, str]:
         """The mode that was asked for last, and why: RUN if nobody ever asked for anything."""
@@ -135,8 +138,8 @@ class Store:
         return f"{found[0]} {found[1]}".strip() if found else ""
 
     def note(self, name: str, value: object) -> None:
-        """Keep one value, as text, durably: since_ms, born_ms, losses."""
-        self._do("meta", (name, str(value)))
+        """Keep one value, as text, durably: since_ms, born_ms, losses, starts."""
+        self._do("meta", (name, str(value)), durable=True)
 
     def noted(self, name: str) -> str:
         """`since_ms`: market time up to which every execution was read. `born_ms`: the last
@@ -209,7 +212,7 @@ class Store:
         (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         wrong = "" if said == "ok" else said.splitlines()[-1]
         made = {sql for (sql,) in self._db.execute("SELECT sql FROM sqlite_master") if sql}
-        wrong = wrong or ("" if made == set(SCHEMA) else "not the tables that were made")
+        wrong = wrong or ("" if made >= set(SCHEMA) else "not the tables that were made")
         for table in TABLES:
             for *row, crc in self._db.execute(f"SELECT * FROM {table}"):
                 wrong = wrong if _crc(row) == crc else f"{table}: {row[0]} is not as it was written"
@@ -225,28 +228,31 @@ class Store:
         """All of it, or nothing. Raises Unwritable.
 
         A sync that failed once may leave a hole in the log that later syncs do not mend: then all
-        of it goes to the file first, and a new log begins.
+        of it goes to the file first, and a new log begins. A failure of an earlier life is not
+        known, so the log is renewed at the start of each, as soon as nobody reads it.
         """
         self.look()
         try:
-            self._db.execute(
-                f"PRAGMA synchronous = {'FULL' if durable or self._holed else 'NORMAL'}"
-            )
-            if self._holed:
+            if not self._fresh:
                 busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._holed = bool(busy)
+                self._fresh, self._holed = not busy, self._holed and bool(busy)
             if self._holed:
                 raise Unwritable("the log cannot be renewed while it is being read")
+            synced = durable or not self._fresh
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             with self._db:  # COMMIT, or ROLLBACK when something raises
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
         except sqlite3.Error as error:
-            self._holed = self._holed or _code(error) == sqlite3.SQLITE_IOERR
+            if _code(error) == sqlite3.SQLITE_IOERR:
+                self._holed, self._fresh = True, False
             raise Unwritable(f"{error}") from error
 
-    def _do(self, table: str, values: Iterable[Any], verb: str = "REPLACE") -> None:
-        """One durable write of its own. Raises Unwritable."""
-        with self._transaction(durable=True):
+    def _do(
+        self, table: str, values: Iterable[Any], verb: str = "REPLACE", durable: bool = False
+    ) -> None:
+        """One write of its own. Raises Unwritable."""
+        with self._transaction(durable):
             self._put(table, values, verb)
 
     def _put(self, table: str, values: Iterable[Any], verb: str = "REPLACE") -> None:

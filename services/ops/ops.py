@@ -24,6 +24,7 @@ from rich.console import Console
 from supervisor.xmlrpc import SupervisorTransport
 
 from services.ops import look
+from services.watchdog.watchdog import LOCK as WATCHDOG_LOCK
 from shared import messages as msg
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
 from shared.settings import (
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
+STILL_SECONDS = 5  # the watchdog looks each second
 LAST_LINES = 15
 LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
@@ -318,7 +320,7 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
     return [
         look.process(
             *(info["name"], info["statename"], info["pid"], heard),
-            answers=info["name"] == "watchdog"
+            answers=(info["name"] == "watchdog" and _watchdog_looks(settings))
             or (info["name"] == "paper" and _paper_answers(settings)),
         )
         for info in infos
@@ -327,6 +329,13 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
 
 def _audited(settings: Settings) -> dict[str, Any]:
     return look.auditor(settings.RUN_DIR) if settings.BYBIT_ENV == "paper" else {}
+
+
+def _watchdog_looks(settings: Settings) -> bool:
+    """It says nothing, but touches its lock at each look."""
+    with contextlib.suppress(OSError):
+        return time.time() - (settings.RUN_DIR / WATCHDOG_LOCK).stat().st_mtime < STILL_SECONDS
+    return False
 
 
 def _paper_answers(settings: Settings) -> bool:

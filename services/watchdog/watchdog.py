@@ -1,9 +1,9 @@
 """watchdog: ends processes that are alive but silent, so that supervisord starts them again.
 
-A stopped, wedged or endlessly busy process is RUNNING for supervisord. Every process says Health
-each second; who has spoken and then says nothing for ten seconds is killed, by its pid, if it is
-still a child of our own supervisord. A bot whose RUN_DIR was taken away can be neither seen nor
-stopped any more, so it ends; what rests at the exchange stays.
+A stopped, wedged or endlessly busy process is RUNNING for supervisord. The processes of the bot say
+Health each second; who has spoken and then says nothing for ten seconds is killed, by its pid, if
+it is still a child of our own supervisord. A bot whose RUN_DIR was taken away can be neither seen
+nor stopped any more, so it ends; what rests at the exchange stays.
 """
 
 import logging
@@ -21,15 +21,21 @@ from shared.messages import Health
 from shared.settings import load
 
 LOOK_MS = 1_000
+NAME = "watchdog-0"
+LOCK = f"{NAME}.lock"
 GONE_S = 30  # without its folder; its entries have been cancelled by then
 
 log = logging.getLogger("dm")
 
 
 def _is_there(run_dir: Path, lock: int) -> bool:
-    """Whether our lock is still the one in this folder."""
-    file = run_dir / "watchdog-0.lock"
-    return file.exists() and file.stat().st_ino == os.fstat(lock).st_ino
+    """Whether our lock is still the one in this folder; its age says that we look."""
+    file = run_dir / LOCK
+    try:
+        os.utime(file)
+        return file.stat().st_ino == os.fstat(lock).st_ino
+    except OSError:
+        return False
 
 
 def _end(pid: int, name: str) -> None:
@@ -47,7 +53,7 @@ def main() -> None:
     """Until SIGTERM."""
     settings = load()
     begin(settings)
-    lock = hold_lock(settings.RUN_DIR, "watchdog-0")
+    lock = hold_lock(settings.RUN_DIR, NAME) if settings.RUN_DIR.is_dir() else -1
     signal.signal(signal.SIGTERM, _leave)
     streams = [stream.name for stream in STREAMS.values() if stream.pattern == "PUB"]
     hears = dict.fromkeys(streams, ("health.",))
@@ -58,6 +64,7 @@ def main() -> None:
         for message, _ in bus.receive(LOOK_MS):
             if isinstance(message, Health):
                 pulse.heard(message, time.monotonic_ns())
+        bus.overdue(time.monotonic_ns())  # connects what has fallen silent anew
         for pid, name in pulse.silent(time.monotonic_ns()).items():
             _end(pid, name)
         there_s = time.monotonic() if _is_there(settings.RUN_DIR, lock) else there_s

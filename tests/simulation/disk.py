@@ -85,8 +85,8 @@ class SimStore(Store):
             kinds = [order for order, _ in change.orders if order.kind == msg.ENTRY]
             self._disk.intents |= {order.order_link_id for order in kinds}
 
-    def _do(self, table, values, verb="REPLACE"):
-        self._disk.write(super()._do, table, tuple(values), verb, durable=True)
+    def _do(self, table, values, verb="REPLACE", durable=False):
+        self._disk.write(super()._do, table, tuple(values), verb, durable, durable=durable)
 
 
 def _names(image, folder):

@@ -23,6 +23,9 @@ WORKER, RING = "services/worker/actor.py", "services/worker/ring.py"
 GRID = "shared/instrument.py"
 
 
+MISSED = 1 / 20  # of the bugs may be, and it still exits with 0
+
+
 class Bug(NamedTuple):
     """One line of the source, and what a tired person would have written."""
 
@@ -51,8 +54,7 @@ BUGS = (
     Bug("what is unknown does not count against the caps", LEDGER,
         "return len(self.lots) +", "return sum(1 for lot in self.lots.values() if lot.bought) +"),
     Bug("an amended exit forgets what it has sold", ORDERS,
-        "lot.bought - lot.sold_before, instrument.max_order_qty",
-        "lot.bought - lot.sold, instrument.max_order_qty"),
+        "left = lot.bought - lot.sold_before", "left = lot.bought - lot.sold"),
     Bug("a bar may be used twice", LEDGER,
         "if ask.bar_start_ms <= self._used_ms[ask.symbol, ask.side]:", "if False:"),
     Bug("the bars used are forgotten at a restart", LEDGER,
@@ -103,8 +105,6 @@ def caught(bug, seeds, first):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         file = copy / bug.file
         source = file.read_text()
-        if source.count(bug.right) != 1:
-            return 0, f"{bug.file} has it {source.count(bug.right)} times: {bug.right}"
         file.write_text(source.replace(bug.right, bug.wrong))
         words = ("--seeds", str(seeds), "--first", str(first), "--jobs", "1", "--stop")
         run = [sys.executable, "-m", "tests.simulation", *words]
@@ -133,7 +133,7 @@ def main():
     print(
         f"{len(bugs) - missed} of {len(bugs)} caught within {args.seeds} lives, {minutes:.0f} min"
     )
-    return int(missed > len(bugs) // 20)
+    return int(missed > MISSED * len(bugs))
 
 
 if __name__ == "__main__":

@@ -287,6 +287,8 @@ class World:
             self.quotes[message.symbol] = message
         elif isinstance(message, msg.Mode):
             self.mode = message
+            if message.reason.endswith("filled beyond its quantity"):
+                raise Breach(f"V13 {message.reason}")
         elif isinstance(message, msg.Position):
             self._grows(message)
         elif isinstance(message, msg.Touch):
@@ -447,10 +449,10 @@ class World:
             self._books(keeper._ledger)
 
     def _books(self, ledger):
-        if ledger.slots() > self.settings.MAX_SLOTS + len(ledger.foreign):
+        if ledger.slots() > self.settings.MAX_SLOTS + sum(
+            1 for qty in ledger.foreign.values() if qty
+        ):
             raise Breach(f"V9 {ledger.slots()} slots")
-        if ledger.breach:
-            raise Breach(f"V13 {ledger.breach}")
 
     def _quiet(self):
         """What holds once everything is healed and has had its time."""
