@@ -103,6 +103,20 @@ def test_v2_an_execution_that_comes_twice() -> None:
 # V4: slots and symbols.
 
 
+def test_v4_a_lot_that_its_stop_loss_has_sold_takes_no_slot(desk: Desk) -> None:
+    """Although another lot of its symbol is held, so that the symbol is never flat."""
+    stop = {"stopLoss": "98.0", "tpslMode": "Partial", "slOrderType": "Market"}
+    buy(desk, 0, price="100.0", **stop)
+    bought(desk, 1)
+    desk.trade("97.9")
+    assert desk.matching.wallet.position(SYMBOL).size == 1
+    for bar in (2, 3):
+        buy(desk, bar, price="90.0")
+    assert "V4" not in rules(desk)
+    buy(desk, 4, price="90.0")
+    assert rules(desk).count("V4") == 1
+
+
 def test_v4_more_slots_than_allowed_and_every_new_height_once(desk: Desk) -> None:
     def short(symbol: str, bar: int = 0) -> str:
         link = entry(symbol, "Sell", bar)

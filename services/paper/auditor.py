@@ -62,6 +62,7 @@ class Auditor:
         self.breaches = self.events = self.strays = 0
         self._entries: dict[str, Entry] = {}
         self._active: set[str] = set()
+        self._stops: dict[str, tuple[str, int]] = {}  # order id: what its lot's entry is called
         self._exec_ids: set[str] = set()
         self._cash = ZERO
         self._sizes: defaultdict[str, Decimal] = defaultdict(Decimal)
@@ -164,13 +165,15 @@ class Auditor:
 
     def _order(self, row: Row) -> None:
         ours = parse_id(row["orderLinkId"])
+        if parent := parse_id(row.get("parentOrderLinkId", "")):
+            self._stops[row["orderId"]] = parent[0], 0
         if ours and ours[1] is None:
             entry = self._entries.setdefault(ours[0], Entry(row["symbol"]))
             entry.resting = row["orderStatus"] in OPEN
             self._weigh(ours[0])
 
     def _lots(self, row: Row) -> None:
-        ours = parse_id(row["orderLinkId"])
+        ours = self._stops.get(row["orderId"]) or parse_id(row["orderLinkId"])
         if ours and (entry := self._entries.get(ours[0])):
             if ours[1] is None:
                 entry.bought += Decimal(row["execQty"])

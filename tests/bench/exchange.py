@@ -2,8 +2,8 @@
 when that frame left and when the order that it causes arrives.
 
 As `python -m services.paper`, from the same settings. It begins at SIGUSR1 and writes `--out` when
-it has moved `--moves` symbols: (left_ns, arrived_ns) of each by the monotonic clock, 0 where no
-order came, and when each minute's closing frames had left.
+it has moved `--moves` symbols, and not before `--seconds`: (left_ns, arrived_ns) of each by the
+monotonic clock, 0 where no order came, and when each minute's closing frames left.
 """
 
 import argparse
@@ -50,13 +50,14 @@ class Stopwatch(Paper):
         self._task = self._task or asyncio.create_task(self._move_all())
 
     async def _move_all(self):
-        public, next_s = self._venue.public, time.monotonic()
+        public = self._venue.public
+        until_s = self.args.seconds + (next_s := time.monotonic())
         for number, symbol in zip(range(self.args.moves), cycle(public.symbols), strict=False):
             next_s += self.args.every
             await asyncio.sleep(max(0.0, next_s - time.monotonic()))
             self._move(number, symbol)
             asyncio.get_running_loop().call_later(HELD_S, self._release, symbol)
-        await asyncio.sleep(3 * HELD_S)
+        await asyncio.sleep(max(3 * HELD_S, until_s - time.monotonic()))
         said = {"moves": self._moves, "minutes": self._minutes}
         self.args.out.with_suffix(".part").write_text(json.dumps(said))
         self.args.out.with_suffix(".part").rename(self.args.out)
@@ -99,6 +100,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="where the stamps go")
     parser.add_argument("--moves", type=int, default=100, help="so many (100)")
     parser.add_argument("--every", type=float, default=0.125, help="seconds (0.125)")
+    parser.add_argument("--seconds", type=float, default=0, help="at least so long (0)")
     parser.add_argument("--rest", action="store_true", help="no trade socket: orders go by REST")
     Stopwatch.args = parser.parse_args()
     server.Paper = Stopwatch

@@ -23,7 +23,7 @@ from shared.bus import Bus
 from tests.pipeline import ROOT, write_calm
 
 READY_S, END_S = 60, 10
-LEVERAGE_S = 15  # the pipeline sets it once for each symbol, in the background
+LEVERAGES = 40  # a second: the bot sets it once for each symbol, in the background
 LIMIT = 100  # orders a second: the bot must not be what waits
 ROLES = ("ingestor", "keeper", "router")
 
@@ -59,15 +59,15 @@ class Rig:
                 command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log
             )
 
-    def exchange(self, moves=0, every=0.125, rest=False):
+    def exchange(self, moves=0, every=0.125, seconds=0, rest=False):
         """The exchange, until it serves."""
-        words = ("tests.bench.exchange", "--out", str(self.out))
+        words = ("tests.bench.exchange", "--out", str(self.out), "--seconds", str(seconds))
         words += ("--moves", str(moves), "--every", str(every), *["--rest"] * rest)
         self.begin("exchange", *words)
         self._until(lambda: not socket.socket().connect_ex(("127.0.0.1", self.port)))
 
-    def pipeline(self, shards=1, leverage=True):
-        """All processes of the bot, until they are ready."""
+    def pipeline(self, shards=1):
+        """All processes of the bot, until they are ready and every symbol has its leverage."""
         (self.folder / "r").mkdir(mode=0o700, exist_ok=True)
         for role in ROLES:
             self.begin(role)
@@ -83,7 +83,7 @@ class Rig:
                 return sum(words.values()) == len(ROLES) + shards
 
             self._until(ready)
-        time.sleep(LEVERAGE_S if leverage else 0)
+        time.sleep(self.symbols / LEVERAGES)
 
     def threaded(self, closes=None):
         """The design that this project replaces, until it has its bars and its streams."""
@@ -97,9 +97,13 @@ class Rig:
         """A bus that hears all of these streams."""
         return Bus(self.folder / "r", hears=dict.fromkeys(streams, ("",)))
 
+    def go(self):
+        """Let the exchange begin to move its symbols."""
+        self.processes["exchange"].send_signal(signal.SIGUSR1)
+
     def stamps(self, seconds):
         """Let the exchange move its symbols; what it has noted."""
-        self.processes["exchange"].send_signal(signal.SIGUSR1)
+        self.go()
         self._until(self.out.exists, seconds)
         return json.loads(self.out.read_text())
 
