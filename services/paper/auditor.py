@@ -174,7 +174,8 @@ class Auditor:
 
     def _lots(self, row: Row) -> None:
         ours = self._stops.get(row["orderId"]) or parse_id(row["orderLinkId"])
-        if ours and (entry := self._entries.get(ours[0])):
+        if ours:
+            entry = self._entries.setdefault(ours[0], Entry(row["symbol"]))
             if ours[1] is None:
                 entry.bought += Decimal(row["execQty"])
             else:
