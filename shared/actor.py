@@ -19,7 +19,7 @@ from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import MAX_DRAIN, STREAMS, Bus
-from shared.messages import Execution, Health, Link, Message, Mode, OrderRequest
+from shared.messages import Execution, Health, Hear, Link, Message, Mode, OrderRequest
 from shared.settings import (
     VERSION,
     WRONG_SETTING_EXIT,
@@ -37,7 +37,7 @@ TICK_NS = 1_000_000_000
 EAGER_NS = 15_000_000_000  # a process that has just begun, and is not ready yet, ticks faster
 INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
 PR_SET_PDEATHSIG = 1
-LOCKS = Path(f"/tmp/deviation-magnet-{os.getuid()}")  # one folder, whatever TMPDIR says
+LOCKS = Path(os.sep, "tmp", f"deviation-magnet-{os.getuid()}")  # whatever TMPDIR says
 NEWS = (OrderRequest, Execution)  # what an operator would tell a colleague
 
 log = logging.getLogger("dm")
@@ -98,7 +98,8 @@ class Inbox:
             self.dropped += 1
             return
         self._queue.append(message)
-        os.eventfd_write(self.fd, 1)
+        if len(self._queue) == 1:  # the loop, which wakes itself while it leaves some, may sleep
+            os.eventfd_write(self.fd, 1)
 
     def take(self) -> list[Any]:
         """What is there now, at most MAX_DRAIN: no flood keeps the loop from its tick."""
@@ -180,6 +181,8 @@ class Loop:
                 self._bus.publish(message)
             elif kind in self._asks:
                 self._bus.ask(self._asks[kind], message, now_ns)
+            elif isinstance(message, Hear):
+                self._bus.hear(*message)
             if kind in NEWS:
                 log.info("%s", line(message))
             elif isinstance(message, Mode) and (message.mode, message.reason) != self._mode:

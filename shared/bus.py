@@ -115,6 +115,7 @@ class Bus:
         self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
         self._hears = {name: self._hear(name, topics) for name, topics in (hears or {}).items()}
         self._heard_ns = dict.fromkeys(self._hears, time.monotonic_ns())
+        self._topics = {name: set(topics) for name, topics in (hears or {}).items()}
         self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
         for socket in (*self._replies, *self._hears.values(), *self._asks.values()):
             self._poller.register(socket, zmq.POLLIN)
@@ -126,10 +127,18 @@ class Bus:
         """Wake `receive` when this file descriptor is readable, too."""
         self._poller.register(fd, zmq.POLLIN)
 
+    def hear(self, name: str, topics: Iterable[str]) -> None:
+        """Of this stream, only what begins with one of these topics."""
+        known, self._topics[name] = self._topics[name], set(topics)
+        for topic in self._topics[name] - known:
+            self._hears[name].subscribe(topic)
+        for topic in known - self._topics[name]:
+            self._hears[name].unsubscribe(topic)
+
     def publish(self, message: msg.Message) -> None:
         """To all who listen. Never blocks."""
         if self._says is not None:
-            self._says.send_multipart((msg.topic(message), msg.encode(message)))
+            self._says.send(msg.published(message))
 
     def ask(self, name: str, message: msg.Message, now_ns: int) -> None:
         """To whoever answers this stream; the answer, or NoAnswer, comes back by `receive`."""
@@ -185,19 +194,23 @@ class Bus:
         self._context.destroy(linger=200)
 
     def _drain(self, socket: "zmq.Socket[bytes]") -> Iterator[Any]:
+        kind, request_id = socket.type, b""
         for _ in range(MAX_DRAIN):
             try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
+                if kind == zmq.DEALER:
+                    request_id, *_, frame = socket.recv_multipart(zmq.NOBLOCK)
+                else:
+                    frame = socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
             try:
-                message = msg.decode(frames[-1])
+                message = msg.decode(frame)
             except msg.Malformed:
                 self.malformed += 1
-                if socket.type == zmq.REP:
+                if kind == zmq.REP:
                     self.refuse(socket)
                 continue
-            if socket.type == zmq.DEALER and not self._pending.pop(frames[0], None):
+            if kind == zmq.DEALER and not self._pending.pop(request_id, None):
                 continue  # answered after its deadline: the asker has moved on
             yield message
 

@@ -353,7 +353,14 @@ _KINDS = {name: cls for name, cls in globals().items() if hasattr(cls, "_fields"
 """What may be on the wire: all of the above. What follows never is."""
 
 
-# Between an actor and its library threads.
+# Between an actor, its bus and its library threads.
+
+
+class Hear(NamedTuple):
+    """Of this stream, hear these topics from now on and no others: what nobody needs costs most."""
+
+    stream: str
+    topics: tuple[str, ...]
 
 
 class Subscribe(NamedTuple):
@@ -454,12 +461,19 @@ def encode(message: Message) -> bytes:
     return VERSION + packed
 
 
+def published(message: Message) -> bytes:
+    """The frame of one message as PUB sends it: by its topic, to whoever listens to that."""
+    return topic(message) + encode(message)
+
+
 def decode(frame: bytes) -> Any:
-    """The message of one frame. Raises Malformed, and nothing else, whatever the bytes are."""
-    if frame[:1] != VERSION or len(frame) > MAX_FRAME_BYTES:
-        raise Malformed(f"expected version {VERSION!r}, got {frame[:1]!r} of {len(frame)} bytes")
+    """The message of one frame, with or without its topic, which is ASCII text. Raises Malformed,
+    and nothing else, whatever the bytes are."""
+    before, version, packed = frame.partition(VERSION)
+    if not (version and before.isascii()) or len(frame) > MAX_FRAME_BYTES:
+        raise Malformed(f"no version {VERSION!r} in {frame[:40]!r} of {len(frame)} bytes")
     try:
-        kind, *fields = msgpack.unpackb(frame[1:], use_list=False)
+        kind, *fields = msgpack.unpackb(packed, use_list=False)
         return build(_KINDS[kind], fields)
     except (*NOT_OURS, msgpack.UnpackException) as error:
         raise Malformed(f"{type(error).__name__}: {error}") from error

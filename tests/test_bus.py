@@ -147,6 +147,23 @@ def test_a_listener_hears_a_speaker_that_was_started_again(bus, run_dir):
     assert collect(listener, 1) == [kline()]
 
 
+@pytest.mark.parametrize("topics", [("kline.A.",), ("kline.A.", "kline.C."), ("kline.",)])
+def test_a_listener_may_hear_something_else_from_now_on(bus, topics):
+    speaker, listener = bus(says="market"), bus(hears={"market": ("kline.A.", "kline.H")})
+    join(listener, speaker.publish)
+    told = [kline(symbol, number=7) for symbol in "ABC"]
+    wanted = [one for one in told if msg.topic(one).decode().startswith(topics)]
+    listener.hear("market", topics)
+    got = []
+
+    def turn():
+        for one in told:
+            speaker.publish(one)
+        got.extend(heard(listener))
+
+    until(lambda: got[-3 * len(wanted) :] == 3 * wanted, turn)  # the news of it takes a moment
+
+
 def test_an_ask_is_answered_and_not_overdue(bus):
     keeper, router = bus(answers=("ledger",)), bus(asks=("ledger",))
     router.ask("ledger", msg.LedgerAsk(), now_ns=0)
@@ -240,12 +257,12 @@ def test_a_refused_ask_is_overdue_at_its_deadline(bus):
 def test_malformed_frames_are_counted_and_what_follows_is_heard(bus, run_dir):
     listener, topic = bus(hears={"market": ("kline.",)}), b"kline.XUSDT."
     with raw_socket(zmq.PUB, endpoint(run_dir, "market", 0)) as speaker:
-        join(listener, lambda hello: speaker.send_multipart((topic, msg.encode(hello))))
+        join(listener, lambda hello: speaker.send(topic + msg.encode(hello)))
         assert listener.malformed == 0
         for data in GARBAGE:
-            speaker.send_multipart((topic, data))
+            speaker.send(topic + data)
         speaker.send(topic)  # and no frame
-        speaker.send_multipart((topic, msg.encode(kline())))
+        speaker.send(topic + msg.encode(kline()))
         assert collect(listener, 1) == [kline()]
     assert listener.malformed == len(GARBAGE) + 1
 

@@ -581,11 +581,11 @@ def test_E7_foreign_frames_are_counted_in_health_and_the_next_one_is_heard(bus, 
     with raw_socket(zmq.PUB, endpoint(run_dir, "market", 0)) as peer:
         until(
             lambda: actor._symbols["XUSDT"].ts_ms == 1,
-            lambda: (peer.send_multipart((topic, msg.encode(kline(number=1)))), loop._turn(20)),
+            lambda: (peer.send(topic + msg.encode(kline(number=1))), loop._turn(20)),
         )
         for data in frames:
-            peer.send_multipart((topic, data))
-        peer.send_multipart((topic, msg.encode(kline(number=2))))
+            peer.send(topic + data)
+        peer.send(topic + msg.encode(kline(number=2)))
         until(lambda: actor._symbols["XUSDT"].ts_ms == 2, lambda: loop._turn(20))
     assert loop._health().counters["malformed"] == wires.malformed == len(frames)
 
@@ -601,10 +601,10 @@ def actor_symbol(actor):
 def test_E7_a_speaker_of_another_version_is_as_if_silent(bus, run_dir, name):
     listener = bus(hears={name: ("",)})
     with raw_socket(zmq.PUB, endpoint(run_dir, name, 0)) as peer:
-        join(listener, lambda hello: peer.send_multipart((b"kline.", msg.encode(hello))))
+        join(listener, lambda hello: peer.send(b"kline." + msg.encode(hello)))
         for kind in STREAMS[name].carries:
-            peer.send_multipart((b"x.", b"\x02" + msgpack.packb((kind.__name__, 1, 2, 3))))
-        peer.send_multipart((b"kline.", msg.encode(kline())))
+            peer.send(b"x." + b"\x02" + msgpack.packb((kind.__name__, 1, 2, 3)))
+        peer.send(b"kline." + msg.encode(kline()))
         got = []
         until(lambda: kline() in got, lambda: got.extend(heard(listener)))
     assert set(got) <= {HELLO, kline()}
@@ -616,8 +616,8 @@ def test_E7_a_peer_of_the_next_release_is_understood(bus, run_dir):
     listener = bus(hears={"market": ("",)})
     frame = msg.VERSION + msgpack.packb(("Kline", *kline(number=5), "more", [1]), default=str)
     with raw_socket(zmq.PUB, endpoint(run_dir, "market", 0)) as peer:
-        join(listener, lambda hello: peer.send_multipart((b"kline.", msg.encode(hello))))
-        peer.send_multipart((b"kline.", frame))
+        join(listener, lambda hello: peer.send(b"kline." + msg.encode(hello)))
+        peer.send(b"kline." + frame)
         got = []
         until(lambda: kline(number=5) in got, lambda: got.extend(heard(listener)))
     assert listener.malformed == 0

@@ -732,8 +732,8 @@ def test_J6_a_frame_over_the_bound_is_not_even_taken_in(bus, run_dir):
     """ZeroMQ cuts off who sends it; whoever else speaks on that stream is heard."""
     listener, honest = bus(hears={"quotes": ("",)}), bus(says="quotes", slot=1)
     with raw_socket(zmq.PUB, endpoint(run_dir, "quotes", 0)) as peer:
-        join(listener, lambda hello: peer.send_multipart((b"kline.", msg.encode(hello))))
-        peer.send_multipart((b"kline.", bytes(msg.MAX_FRAME_BYTES + 1)))
+        join(listener, lambda hello: peer.send(b"kline." + msg.encode(hello)))
+        peer.send(b"kline." + bytes(msg.MAX_FRAME_BYTES + 1))
         join(listener, honest.publish, kline("HELLOUSDT", number=-2))
     assert listener.malformed == 0
 
@@ -741,8 +741,8 @@ def test_J6_a_frame_over_the_bound_is_not_even_taken_in(bus, run_dir):
 def test_J6_who_sent_too_much_once_is_heard_again(bus, run_dir):
     listener, got = bus(hears={"market": ("",)}), []
     with raw_socket(zmq.PUB, endpoint(run_dir, "market", 0)) as peer:
-        join(listener, lambda hello: peer.send_multipart((b"kline.", msg.encode(hello))))
-        peer.send_multipart((b"kline.", bytes(msg.MAX_FRAME_BYTES + 1)))
+        join(listener, lambda hello: peer.send(b"kline." + msg.encode(hello)))
+        peer.send(b"kline." + bytes(msg.MAX_FRAME_BYTES + 1))
     speaker, until_s = bus(says="market"), time.monotonic() + 5
     listener.overdue(time.monotonic_ns() + SILENT_NS + 1)  # each second; now it was silent so long
     while not got and time.monotonic() < until_s:

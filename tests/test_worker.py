@@ -106,9 +106,13 @@ def content(quote):
 def test_it_asks_for_the_universe_then_for_the_bars_of_each_symbol(tmp_path):
     worker = Worker(Settings(_env_file=None, RUN_DIR=tmp_path, SHARDS=1))
     assert worker.start(0) == [msg.InstrumentsAsk()]
-    asks = worker.handle(universe("AUSDT", "BUSDT"), 0)
-    assert sorted(asks) == [msg.HistoryAsk("AUSDT"), msg.HistoryAsk("BUSDT")]
+    *asks, hear = worker.handle(universe("AUSDT", "BUSDT"), 0)
+    assert asks == [msg.HistoryAsk("AUSDT"), msg.HistoryAsk("BUSDT")]
+    assert hear == msg.Hear("market", ("instrument.", "kline.AUSDT.", "kline.BUSDT."))
     assert worker.handle(universe("AUSDT", "BUSDT"), 0) == []
+    assert msg.Hear("market", ("instrument.", "kline.BUSDT.")) in worker.handle(
+        universe("BUSDT"), 0
+    )
 
 
 def test_without_a_single_bar_it_has_no_opinion(worker):
@@ -373,7 +377,7 @@ def test_a_slot_of_another_generation_has_the_shard_that_is_written_for_it(tmp_p
     asks = []
     for slot in (2, 3):
         worker = Worker(Settings(_env_file=None, RUN_DIR=tmp_path, SHARDS=1, WORKER_SLOT=slot))
-        asks += worker.handle(universe("AUSDT", "BUSDT", "CUSDT", "DUSDT"), 0)
+        asks += worker.handle(universe("AUSDT", "BUSDT", "CUSDT", "DUSDT"), 0)[:-1]
     assert sorted(ask.symbol for ask in asks) == ["AUSDT", "BUSDT", "CUSDT", "DUSDT"]
 
 

@@ -24,7 +24,6 @@ from rich.console import Console
 from supervisor.xmlrpc import SupervisorTransport
 
 from services.ops import look
-from services.watchdog.watchdog import LOCK as WATCHDOG_LOCK
 from shared import messages as msg
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
 from shared.settings import (
@@ -334,7 +333,7 @@ def _audited(settings: Settings) -> dict[str, Any]:
 def _watchdog_looks(settings: Settings) -> bool:
     """It says nothing, but touches its lock at each look."""
     with contextlib.suppress(OSError):
-        return time.time() - (settings.RUN_DIR / WATCHDOG_LOCK).stat().st_mtime < STILL_SECONDS
+        return time.time() - (settings.RUN_DIR / "watchdog-0.lock").stat().st_mtime < STILL_SECONDS
     return False
 
 

@@ -22,7 +22,6 @@ from shared.settings import load
 
 LOOK_MS = 1_000
 NAME = "watchdog-0"
-LOCK = f"{NAME}.lock"
 GONE_S = 30  # without its folder; its entries have been cancelled by then
 
 log = logging.getLogger("dm")
@@ -30,7 +29,7 @@ log = logging.getLogger("dm")
 
 def _is_there(run_dir: Path, lock: int) -> bool:
     """Whether our lock is still the one in this folder; its age says that we look."""
-    file = run_dir / LOCK
+    file = run_dir / f"{NAME}.lock"
     try:
         os.utime(file)
         return file.stat().st_ino == os.fstat(lock).st_ino

@@ -167,10 +167,14 @@ class Worker(Actor):
             symbol = self._symbols.pop(name)
             symbol.gone = True
             messages.append(self._quote(name, symbol, now_ns))
-        for name in sorted(names - self._symbols.keys()):
+        new = sorted(names - self._symbols.keys())
+        for name in new:
             self._symbols[name] = Symbol(Ring(self._interval_ms))
             self._symbols[name].asked = True
             messages.append(msg.HistoryAsk(name))
+        if gone or new:
+            topics = (msg.topic_of("Kline", name).decode() for name in sorted(names))
+            messages.append(msg.Hear("market", ("instrument.", *topics)))
         return messages
 
     def _owns(self, row: msg.Instrument) -> bool:
