@@ -242,9 +242,10 @@ class Rest:
         return msg.Fetched(ask, rows or (), "" if code in DONE else error, code)
 
     def order(self, request: msg.OrderRequest) -> msg.OrderRequest:
-        """One order; an entry that waited too long is not sent."""
+        """One order; what waited too long, an entry above all, is not sent."""
         opens = request.action == "create" and not request.reduce_only
-        if opens and self._clock.now_ns() - request.decided_ns > msg.SEND_NS:
+        most_ns = msg.SEND_NS if opens else msg.ANSWER_NS
+        if self._clock.now_ns() - request.decided_ns > most_ns:
             return request._replace(outcome="refused", reason="waited too long: not sent")
         if self._banned:
             return request._replace(outcome="refused", reason="address banned: not sent")

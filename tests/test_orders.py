@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.router.budget import FLIGHT_NS, SECOND_NS, TWINS, Budget
+from services.router.budget import SECOND_NS, TWINS, Budget
 from services.router.orders import Rules, Wanted, desired, entry_gate, steps, stop_price
 from shared import messages as msg
 from shared.instrument import opposite, sign
@@ -682,8 +682,8 @@ def test_what_is_under_way_counts_until_it_is_answered_or_given_up():
     budget = Budget(10)
     assert taken(budget, 30, 0) == (8, 8)
     budget.answered("create", 2 * SECOND_NS)
-    assert taken(budget, 30, FLIGHT_NS - 1) == (0, 0)
-    assert taken(budget, 30, FLIGHT_NS) == (8, 8)
+    assert taken(budget, 30, msg.ANSWER_NS - 1) == (0, 0)
+    assert taken(budget, 30, msg.ANSWER_NS) == (8, 8)
 
 
 def test_the_twin_is_used_only_when_the_first_bucket_has_no_room():
@@ -718,7 +718,7 @@ def test_a_limit_is_learned_for_one_bucket_and_silence_teaches_nothing():
     assert taken(budget, 60, 0, entry=True) == (11, 5)  # 20 * 0.8 * 0.7 = 11.2
     assert taken(budget, 60, 0) == (5, 3)  # to 16 and 8
     budget.learn("create-batch", 5)
-    assert taken(budget, 60, FLIGHT_NS) == (16, 4)
+    assert taken(budget, 60, msg.ANSWER_NS) == (16, 4)
     assert taken(budget, 60, 0, action="amend") == (8, 8)
 
 
@@ -729,12 +729,12 @@ def test_a_limit_of_one_a_second_still_lets_one_go():
 
 def test_a_bucket_that_is_shut_gives_nothing_until_its_time_and_its_twin_goes_on():
     budget = Budget(10)
-    budget.shut("create", FLIGHT_NS)
-    assert taken(budget, 30, FLIGHT_NS - 1) == (0, 8)
-    assert taken(budget, 30, FLIGHT_NS) == (8, 0)
-    budget.shut("create-batch", 5 * FLIGHT_NS)
-    assert taken(budget, 30, 3 * FLIGHT_NS) == (8, 0)
-    assert taken(budget, 30, 3 * FLIGHT_NS, action="amend") == (8, 8)
+    budget.shut("create", msg.ANSWER_NS)
+    assert taken(budget, 30, msg.ANSWER_NS - 1) == (0, 8)
+    assert taken(budget, 30, msg.ANSWER_NS) == (8, 0)
+    budget.shut("create-batch", 5 * msg.ANSWER_NS)
+    assert taken(budget, 30, 3 * msg.ANSWER_NS) == (8, 0)
+    assert taken(budget, 30, 3 * msg.ANSWER_NS, action="amend") == (8, 8)
 
 
 def test_what_was_taken_and_is_not_used_is_given_back_once():
@@ -753,7 +753,7 @@ def test_what_was_taken_and_is_not_used_is_given_back_once():
             st.integers(0, 400_000_000),
             st.booleans(),
             st.integers(1, 12),
-            st.integers(0, FLIGHT_NS - 1),
+            st.integers(0, msg.ANSWER_NS - 1),
             st.floats(0, 1),
             st.sampled_from(["", "", "create", "create-batch"]),
         )

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 
 from services.router.actor import (
-    ANSWER_NS,
     BACKOFF_NS,
     ECHO_NS,
     NO_MONEY,
@@ -21,7 +20,6 @@ from services.router.actor import (
     TOO_OFTEN,
     Router,
 )
-from services.router.budget import FLIGHT_NS
 from shared import messages as msg
 from shared.instrument import opposite
 from shared.settings import Settings, WrongSetting
@@ -366,8 +364,8 @@ def test_a_create_without_an_answer_is_unknown_and_an_entry_is_never_sent_again(
     router = trading()
     request = created(router)
     router.handle(position(2, orders=[order(status="Granted")]), T0)
-    assert router.tick(T0 + ANSWER_NS - 1) == []
-    late = T0 + ANSWER_NS
+    assert router.tick(T0 + msg.ANSWER_NS - 1) == []
+    late = T0 + msg.ANSWER_NS
     (news,) = router.tick(late)
     assert (news.order_link_id, news.command, news.outcome) == (
         ENTRY_ID,
@@ -399,7 +397,7 @@ def test_an_entry_that_was_not_accepted_is_not_sent_again_without_a_grant(outcom
 def test_an_unknown_exit_is_sent_again_under_the_same_id():
     router = trading(position(1, [lot()]))
     request = only(router.tick(T0))
-    late = T0 + ANSWER_NS
+    late = T0 + msg.ANSWER_NS
     unknown, again = of(msg.OrderRequest, router.tick(late))
     assert (unknown.outcome, again.outcome) == ("unknown", "")
     assert (again.order_link_id, again.action) == (request.order_link_id, "create")
@@ -409,7 +407,7 @@ def test_an_unknown_exit_is_sent_again_under_the_same_id():
 def test_an_answer_after_the_deadline_is_said_and_changes_nothing():
     router = trading(position(1, orders=[order()]))
     first = only(router.handle(quote(price=94.0), T0))
-    late = T0 + ANSWER_NS
+    late = T0 + msg.ANSWER_NS
     router.tick(late)
     router.handle(quote(price=93.0, ts_ms=2), late)
     second = only(router.handle(kline(96.0, ts_ms=1_000 + REPRICE_MS), late))
@@ -640,8 +638,8 @@ def test_no_more_entries_are_asked_for_than_may_leave_in_this_second():
     armed = names(24, "A")
     router = trading(symbols=armed)
     assert [len(asked_for(router, armed, T0, ts_ms=n)) for n in (1, 2)] == [10, 0]
-    assert asked_for(router, armed, T0 + FLIGHT_NS - 1, ts_ms=3) == []
-    assert len(asked_for(router, armed, T0 + FLIGHT_NS, ts_ms=4)) == 10
+    assert asked_for(router, armed, T0 + msg.ANSWER_NS - 1, ts_ms=3) == []
+    assert len(asked_for(router, armed, T0 + msg.ANSWER_NS, ts_ms=4)) == 10
 
 
 def test_what_a_refused_ask_did_not_use_is_there_for_another():
@@ -664,8 +662,8 @@ def test_the_nearest_quotes_are_asked_for_first():
     router = trading(symbols=armed)
     for number, name in enumerate(armed):
         router.handle(quote(symbol=name, distance=1.0 - number / 100), T0)
-    router.handle(mode(2), T0 + FLIGHT_NS)
-    late = of(msg.Ask, router.tick(T0 + FLIGHT_NS))
+    router.handle(mode(2), T0 + msg.ANSWER_NS)
+    late = of(msg.Ask, router.tick(T0 + msg.ANSWER_NS))
     assert [ask.symbol for ask in late] == ["A13USDT", "A12USDT", "A11USDT", "A10USDT"]
 
 
@@ -809,8 +807,8 @@ def test_a_grant_of_another_ledger_is_not_sent():
 def test_a_grant_after_the_deadline_of_its_ask_is_not_sent():
     router = trading()
     asked(router, quote())
-    router.tick(T0 + ANSWER_NS)
-    assert router.handle(msg.Grant(ENTRY_ID, True), T0 + ANSWER_NS) == []
+    router.tick(T0 + msg.ANSWER_NS)
+    assert router.handle(msg.Grant(ENTRY_ID, True), T0 + msg.ANSWER_NS) == []
 
 
 # After a refusal.
@@ -887,9 +885,9 @@ def test_exits_go_on_while_entries_pause():
 def test_a_refusal_after_the_deadline_counts_too():
     router = trading()
     request = created(router)
-    router.tick(T0 + ANSWER_NS)
-    router.handle(request._replace(outcome="refused", ret_code=110003), T0 + ANSWER_NS)
-    assert asks_later(router, ANSWER_NS + NS) == []
+    router.tick(T0 + msg.ANSWER_NS)
+    router.handle(request._replace(outcome="refused", ret_code=110003), T0 + msg.ANSWER_NS)
+    assert asks_later(router, msg.ANSWER_NS + NS) == []
 
 
 # Stop losses.

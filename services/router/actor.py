@@ -12,7 +12,6 @@ from shared.actor import Actor
 from shared.instrument import decimal_of, entry_qty
 from shared.settings import Settings, WrongSetting
 
-ANSWER_NS = 3_000_000_000  # a command without an answer is unknown, the next may go
 ECHO_NS = 2_000_000_000  # an accepted command the keeper does not confirm is looked at again
 ACCOUNT_NS = 3_000_000_000  # older than this, the keeper's word is no ground for an entry
 REPRICE_MS = 2_000  # market time between two price amends of one order
@@ -324,7 +323,7 @@ class Router(Actor):
             terms = (symbol, order.side, asking.bar_start_ms, order.price, order.qty)
             profit = decimal_of(asking.take_profit_pct)
             ask = msg.Ask(order.order_link_id, *terms, profit, asking.recv_ns, now_ns)
-            track.request, track.deadline_ns = ask, now_ns + ANSWER_NS
+            track.request, track.deadline_ns = ask, now_ns + msg.ANSWER_NS
             return [ask]
         rest = (symbol, order.side, order.price, order.qty, "GTC", not entry, 0, now_ns)
         command = self._command_of(track, order.order_link_id, step.action, *rest)
@@ -361,7 +360,7 @@ class Router(Actor):
             instrument = self._instruments.get(request.symbol)
             stop = stop_price(request.side, request.price, instrument, self._rules)
             request = request._replace(stop_loss=stop)
-        track.request, track.deadline_ns = request, request.decided_ns + ANSWER_NS
+        track.request, track.deadline_ns = request, request.decided_ns + msg.ANSWER_NS
         return request
 
     # Time.

@@ -2,8 +2,9 @@
 
 from collections import defaultdict, deque
 
+from shared.messages import ANSWER_NS
+
 SECOND_NS = 1_000_000_000
-FLIGHT_NS = 3 * SECOND_NS  # what was not answered by then is not waited for
 USED = 0.8  # of the limit
 FOR_ENTRIES = 0.7  # of what we use: a flood of entries leaves exits their share
 TWINS = {action: f"{action}-batch" for action in ("create", "amend", "cancel")}
@@ -43,7 +44,7 @@ class Budget:
                         counted.popleft()
                 share = USED * (FOR_ENTRIES if entry else 1.0)
                 if len(flying) + len(landed) < max(1, int(self._limits[bucket] * share)):
-                    flying.append(now_ns + FLIGHT_NS)
+                    flying.append(now_ns + ANSWER_NS)
                     return bucket
         return ""
 

@@ -5,7 +5,7 @@ the thresholds in `Bands`.
 """
 
 from bisect import bisect_left
-from math import inf
+from math import fsum, inf, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -63,11 +63,12 @@ def bands(window: NDArray[np.float64], p: Parameters) -> Bands:
     ohlc4 = (open + high + low + close) / 4, basis = mean(ohlc4), sigma = sample deviation (ddof 1),
     band = basis -+ bb_mult * bb_dev_mult * sigma, volatility_pct = 100 * mean((high - low) / close)
     """
-    opens, highs, lows, closes = window[:, 0], window[:, 1], window[:, 2], window[:, 3]
-    ohlc4 = (opens + highs + lows + closes) / 4
-    basis = float(ohlc4.mean())
-    width = p.bb_mult * p.bb_dev_mult * float(ohlc4.std(ddof=1))
-    volatility_pct = 100 * float(((highs - lows) / closes).mean())
+    rows = window[:, :4].tolist()  # for so few numbers Python is faster than numpy
+    ohlc4 = [sum(bar) / 4 for bar in rows]
+    basis = fsum(ohlc4) / len(rows)
+    sigma = sqrt(fsum((value - basis) ** 2 for value in ohlc4) / (len(rows) - 1))
+    width = p.bb_mult * p.bb_dev_mult * sigma
+    volatility_pct = 100 * fsum((high - low) / close for _, high, low, close in rows) / len(rows)
     lower, upper = basis - width, basis + width
     gate = "volatility" if volatility_pct < p.min_volatility_pct else "" if lower > 0 else "band"
     below, above = _edge(BUY, lower, p), _edge(SELL, upper, p)

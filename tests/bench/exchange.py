@@ -3,7 +3,8 @@ when that frame left and when the order that it causes arrives.
 
 As `python -m services.paper`, from the same settings. It begins at SIGUSR1 and writes `--out` when
 it has moved `--moves` symbols, and not before `--seconds`: (left_ns, arrived_ns) of each by the
-monotonic clock, 0 where no order came, and when each minute's closing frames left.
+monotonic clock, 0 where no order came, and when each minute's closing frames left. With `--calm`
+only one symbol in `--calm` trades; SIGUSR2 sets the others free, or holds them again.
 """
 
 import argparse
@@ -40,6 +41,9 @@ class Stopwatch(Paper):
         self._task = None
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self._begin)
+        loop.add_signal_handler(signal.SIGUSR2, self._toggle)
+        if self.args.calm:
+            self._toggle()
 
     async def _socket(self, request):
         if self.args.rest and request.path == "/v5/trade":
@@ -48,6 +52,11 @@ class Stopwatch(Paper):
 
     def _begin(self):
         self._task = self._task or asyncio.create_task(self._move_all())
+
+    def _toggle(self):
+        ticker = self._venue.ticker
+        few = range(0, len(ticker.listings), self.args.calm)
+        ticker.held ^= set(range(len(ticker.listings))) - set(few)
 
     async def _move_all(self):
         public = self._venue.public
@@ -101,6 +110,7 @@ def main():
     parser.add_argument("--moves", type=int, default=100, help="so many (100)")
     parser.add_argument("--every", type=float, default=0.125, help="seconds (0.125)")
     parser.add_argument("--seconds", type=float, default=0, help="at least so long (0)")
+    parser.add_argument("--calm", type=int, default=0, help="one symbol in so many trades (all)")
     parser.add_argument("--rest", action="store_true", help="no trade socket: orders go by REST")
     Stopwatch.args = parser.parse_args()
     server.Paper = Stopwatch

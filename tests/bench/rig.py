@@ -59,10 +59,11 @@ class Rig:
                 command, cwd=ROOT, env=self.env | env, stdout=log, stderr=log
             )
 
-    def exchange(self, moves=0, every=0.125, seconds=0, rest=False):
+    def exchange(self, moves=0, every=0.125, seconds=0, calm=0, rest=False):
         """The exchange, until it serves."""
         words = ("tests.bench.exchange", "--out", str(self.out), "--seconds", str(seconds))
-        words += ("--moves", str(moves), "--every", str(every), *["--rest"] * rest)
+        words += ("--moves", str(moves), "--every", str(every), "--calm", str(calm))
+        words += ("--rest",) if rest else ()
         self.begin("exchange", *words)
         self._until(lambda: not socket.socket().connect_ex(("127.0.0.1", self.port)))
 
@@ -100,6 +101,10 @@ class Rig:
     def go(self):
         """Let the exchange begin to move its symbols."""
         self.processes["exchange"].send_signal(signal.SIGUSR1)
+
+    def burst(self):
+        """Set all symbols free, or hold most of them again."""
+        self.processes["exchange"].send_signal(signal.SIGUSR2)
 
     def stamps(self, seconds):
         """Let the exchange move its symbols; what it has noted."""
