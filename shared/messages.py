@@ -18,7 +18,7 @@ VERSION = b"\x01"
 SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 ANSWER_NS = 3_000_000_000
-"""A command without an answer is unknown, and the next may go: what has waited longer is not sent."""
+"""A command without an answer is unknown, and the next may go: older ones are not sent."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
 MAX_FRAME_BYTES = 2 * 2**20  # the largest honest frame is a FullSet: about 200 kB
 NOT_OURS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
