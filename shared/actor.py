@@ -37,6 +37,7 @@ TICK_NS = 1_000_000_000
 EAGER_NS = 15_000_000_000  # a process that has just begun, and is not ready yet, ticks faster
 INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
 PR_SET_PDEATHSIG = 1
+SWITCH_S = 0.0005  # library threads that parse give way to the loop so soon
 LOCKS = Path(os.sep, "tmp", f"deviation-magnet-{os.getuid()}")  # whatever TMPDIR says
 NEWS = (OrderRequest, Execution)  # what an operator would tell a colleague
 
@@ -270,6 +271,7 @@ def run(actor_class: type[Actor]) -> None:
     """The whole life of a service process."""
     settings = load()
     begin(settings)
+    sys.setswitchinterval(SWITCH_S)
     actor = actor_class(settings)
     slot = settings.WORKER_SLOT if actor.service == "worker" else 0
     hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")

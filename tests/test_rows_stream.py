@@ -535,6 +535,21 @@ def test_B11_an_execution_that_is_late_everywhere_is_found_behind_a_later_one():
     stage.end()
 
 
+def test_B11_nothing_counts_as_read_while_positions_differ():
+    """A list that is short, and does not say so, while the stream brings a fill of later than its
+    overlap: what was missing is still asked for when the exchange has it again."""
+    stage = staged()
+    stage.fault("ws", "drop", kind="private", topic="execution")
+    stage.fault("http", "partial", path="/v5/execution/list", k=0, times=0, for_s=100)
+    stage.fault("venue", "foreign_fill", symbol=A, side="Sell", qty="0.50")
+    stage.run(80)
+    assert stage.ledger.held().get(A) is None
+    stage.fault("venue", "foreign_fill", symbol=B, side="Sell", qty="0.50")
+    stage.run(60)
+    assert stage.ledger.held() == {A: D("-0.50"), B: D("-0.50")}
+    stage.end()
+
+
 def order_row(**changes):
     """An order of ours as the stream says it, but for some changes."""
     row = {"category": "linear", "symbol": A, "orderLinkId": NAME, "orderId": "7", "side": "Buy"}

@@ -331,12 +331,13 @@ class Keeper(Actor):
         self._rounds += 1
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
-        self._note("since_ms", self._until_ms)
         open_ids = {n for o in snapshot["orders"] for n in (o.order_link_id, o.order_id) if n}
         known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
         messages += self._reconcile.unconfirmed(known, open_ids)
         holdings = snapshot["positions"]
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
+        if self._reconcile.agreed:  # else an execution may be missing in what was read
+            self._note("since_ms", self._until_ms)
         foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
         messages += self._orphans(snapshot["orders"], now_ns)
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}

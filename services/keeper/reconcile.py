@@ -37,6 +37,7 @@ class Reconcile:
         self.snapshot: dict[str, tuple[Any, ...]] = {}
         self._asked: set[str] = set()
         self.differences: dict[str, str] = {}
+        self.agreed = False  # in the last round, to the last digit
         self.failed = "not reconciled"
 
     def begin(self, since_ms: int, now_ns: int) -> list[Fetch]:
@@ -107,6 +108,7 @@ class Reconcile:
             for symbol in held.keys() | theirs.keys()
         ]
         differing = {key for key in now if key[1] != key[2]}
+        self.agreed = not differing
         self._differing = Counter({key: self._differing[key] + 1 for key in differing})
         self.differences = {
             symbol: f"ledger {ours} exchange {qty}"

@@ -18,10 +18,13 @@ EVERY_S = 0.125
 GRACE_S = 60
 
 
+ACCELERATED = "threaded with wsaccel"
+
+
 class Case(NamedTuple):
     """One run."""
 
-    design: str  # threaded or pipeline
+    design: str  # threaded, threaded with wsaccel, or pipeline
     orders: str  # REST or socket
     frames: int  # a second
 
@@ -29,7 +32,10 @@ class Case(NamedTuple):
 CASES = [
     Case(design, orders, frames)
     for frames in TICKS
-    for design, orders in (("threaded", "REST"), ("pipeline", "REST"), ("pipeline", "socket"))
+    for design, orders in (
+        *(("threaded", "REST"), (ACCELERATED, "REST")),
+        *(("pipeline", "REST"), ("pipeline", "socket")),
+    )
 ]
 
 
@@ -44,8 +50,8 @@ def run(case, seconds):
     moves = int(seconds / EVERY_S)
     with rig(PAPER_TICKS=TICKS[case.frames]) as one:
         one.exchange(moves, EVERY_S, rest=case.orders == "REST")
-        if case.design == "threaded":
-            one.threaded()
+        if case.design != "pipeline":
+            one.threaded(accelerated=case.design == ACCELERATED)
             before = one.used()
             stamps, heard = one.stamps(seconds + GRACE_S), Heard()
         else:

@@ -36,7 +36,7 @@ class Rig:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.folder, self.symbols = Path(folder), symbols
-        self.out, self.processes = self.folder / "stamps.json", {}
+        self.out, self.processes, self.rest = self.folder / "stamps.json", {}, False
         known = ("PATH", "HOME", "LANG")
         self.env = {name: os.environ[name] for name in known if name in os.environ}
         given = {"RUN_DIR": self.folder / "r", "PAPER_PORT": self.port, "PAPER_IP_LIMIT": 10**6}
@@ -64,6 +64,7 @@ class Rig:
         words = ("tests.bench.exchange", "--out", str(self.out), "--seconds", str(seconds))
         words += ("--moves", str(moves), "--every", str(every), "--calm", str(calm))
         words += ("--rest",) if rest else ()
+        self.rest = rest
         self.begin("exchange", *words)
         self._until(lambda: not socket.socket().connect_ex(("127.0.0.1", self.port)))
 
@@ -81,14 +82,16 @@ class Rig:
                 for message, _ in bus.receive(200):
                     if isinstance(message, msg.Health):
                         words[message.service, message.slot] = message.ready
-                return sum(words.values()) == len(ROLES) + shards
+                unlinked = int(self.rest)  # the router waits for its trade socket
+                return sum(words.values()) >= len(ROLES) + shards - unlinked
 
             self._until(ready)
         time.sleep(self.symbols / LEVERAGES)
 
-    def threaded(self, closes=None):
+    def threaded(self, closes=None, accelerated=False):
         """The design that this project replaces, until it has its bars and its streams."""
         words = ("--closes", str(closes)) if closes else ()
+        words += ("--accelerated",) if accelerated else ()
         self.begin("threaded", "tests.bench.threaded_bot", str(self.port), *words)
         log = self.folder / "threaded.log"
         self._until(lambda: "ready" in log.read_text())

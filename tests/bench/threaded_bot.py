@@ -4,6 +4,9 @@ One process. pybit's threads call back; each kline goes into its symbol's buffer
 the bands are computed anew from the ordered window; what is to be done goes by one queue to the
 main loop, which speaks to the exchange by pybit's HTTP. Strategy and order types are the bot's. It
 is written for the paper exchange and knows none of what keeps money safe.
+
+pybit is as it comes: without wsaccel, which it does not ask for, websocket-client checks each
+frame's UTF-8 in Python. `--accelerated` gives it the wsaccel that this project installs.
 """
 
 import argparse
@@ -11,11 +14,15 @@ import json
 import math
 import queue
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+
+if "--accelerated" not in sys.argv:
+    sys.modules["wsaccel"] = None  # import websocket finds none
 
 import numpy as np
 from pybit.unified_trading import HTTP, WebSocket
@@ -178,6 +185,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m tests.bench.threaded_bot", description=__doc__)
     parser.add_argument("port", type=int, help="of the paper exchange")
     parser.add_argument("--size", type=float, default=20.0, help="USDT of one order (20)")
+    parser.add_argument("--accelerated", action="store_true", help="with wsaccel")
     parser.add_argument("--closes", type=Path, help="where the times of closed bars go at the end")
     args = parser.parse_args()
     rest, stream = f"http://127.0.0.1:{args.port}", f"ws://127.0.0.1:{args.port}"
