@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals kills test-clients rows bench lint format lock clean
+.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals kills test-clients rows bench bench-compare bench-check bench-peers lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,8 +87,17 @@ test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the pape
 rows: $(DEV) ## the fault catalogue as a table: row, test, result
 	@$(PY) -m tests.rows
 
-bench: $(DEV) ## what the paper exchange carries, and its cost per frame; JSON=file keeps it
-	@$(PY) -m tests.bench $(if $(JSON),--json $(JSON))
+bench: $(DEV) ## speed beside the threaded design, in one run: ONLY="micro latency" SECONDS=30 JSON=file
+	@$(PY) -m tests.bench $(ONLY) --seconds $(or $(SECONDS),30) $(if $(JSON),--json $(JSON))
+
+bench-compare: $(DEV) ## the ratios of two results: A=before.json B=after.json
+	@$(PY) -m tests.bench --compare $(or $(A),$(error say which: make bench-compare A=before.json B=after.json)) $(B)
+
+bench-check: $(DEV) ## fail if a micro bench is 20 % slower than its reference; KEEP=1 makes a new one
+	@$(PY) -m tests.bench --check $(if $(KEEP),--keep)
+
+bench-peers: $(CLIENTS)/.installed ## the micro benches with TA-Lib, nautilus_trader and pandas, in .venv-clients
+	@$(CLIENTS)/bin/python -m tests.bench micro
 
 lint: $(DEV) ## format check, lint, types
 	@$(VENV)/bin/ruff format --check -q . && $(VENV)/bin/ruff check -q . && $(VENV)/bin/mypy
