@@ -23,15 +23,16 @@ STALE_NS = 75_000_000_000  # Bybit pushes a kline every 1 to 60 s
 UNIVERSE_NS = 30_000_000_000  # how often the universe is asked for again
 
 
+NO_PUSH = msg.Kline("", 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0, 0)
+
+
 @dataclass(slots=True)
 class Symbol:
-    """One symbol's bars, what was prepared from them, and what was said last."""
+    """One symbol's bars, what was prepared from them, its newest push, and what was said last."""
 
     ring: Ring
     bands: Bands = NO_BANDS
-    last: float = 0.0
-    ts_ms: int = 0
-    recv_ns: int = 0
+    push: msg.Kline = NO_PUSH
     heard_ns: int = 0
     start_ms: int = 0
     asked: bool = False
@@ -90,7 +91,7 @@ class Worker(Actor):
         waiting = 0
         for name, symbol in self._symbols.items():
             gate = _gate(symbol, now_ns)
-            if symbol.last and symbol.ring.count:
+            if symbol.push.close and symbol.ring.count:
                 messages.append(self._quote(name, symbol, now_ns))
             if gate in ("warmup", "hole") and not symbol.asked:
                 symbol.asked = True
@@ -104,25 +105,26 @@ class Worker(Actor):
 
     def _kline(self, kline: msg.Kline, now_ns: int) -> list[msg.Message]:
         """The hot path: when nothing changed, a few comparisons."""
-        name, start_ms, _, _, _, last, _, _, confirm, ts_ms, recv_ns = kline
-        symbol = self._symbols.get(name)
+        symbol = self._symbols.get(kline.symbol)
         if symbol is None:
             return []
-        symbol.heard_ns = now_ns
-        if ts_ms >= symbol.ts_ms:
-            symbol.last, symbol.ts_ms, symbol.recv_ns = last, ts_ms, recv_ns
-            if symbol.low < last < symbol.high and not confirm and start_ms == symbol.start_ms:
+        symbol.heard_ns, start_ms = now_ns, kline.start_ms
+        if kline.ts_ms >= symbol.push.ts_ms:
+            symbol.push = kline
+            same = symbol.low < kline.close < symbol.high and start_ms == symbol.start_ms
+            if same and not kline.confirm:
                 return []
         symbol.start_ms = max(symbol.start_ms, start_ms)
-        if confirm and symbol.ring.append(start_ms, kline[2:7]):
+        if kline.confirm and symbol.ring.append(start_ms, kline[2:7]):
             self.counters["bars"] += 1
             self._prepare(symbol)
-        gate, edge = _gate(symbol, now_ns), nearer(symbol.bands, symbol.last)
-        where = msg.NONE if gate else zone(edge, symbol.last)
+        last = symbol.push.close
+        gate, edge = _gate(symbol, now_ns), nearer(symbol.bands, last)
+        where = msg.NONE if gate else zone(edge, last)
         if (edge.side, where, symbol.ring.next_ms, gate) == symbol.said or not symbol.ring.count:
-            symbol.low, symbol.high = calm(symbol.bands, symbol.last)
+            symbol.low, symbol.high = calm(symbol.bands, last)
             return []  # without a single bar it has no opinion: another worker may have one
-        return [self._quote(name, symbol, now_ns)]
+        return [self._quote(kline.symbol, symbol, now_ns)]
 
     def _prepare(self, symbol: Symbol) -> None:
         """A bar closed: new bands."""
@@ -130,7 +132,7 @@ class Worker(Actor):
             symbol.bands = bands(symbol.ring.window(self._parameters.bb_length), self._parameters)
 
     def _quote(self, name: str, symbol: Symbol, now_ns: int) -> msg.Quote:
-        b, last, gate = symbol.bands, symbol.last, _gate(symbol, now_ns)
+        b, last, gate = symbol.bands, symbol.push.close, _gate(symbol, now_ns)
         edge = nearer(b, last)
         where = msg.NONE if gate else zone(edge, last)
         symbol.said = (edge.side, where, symbol.ring.next_ms, gate)
@@ -139,7 +141,7 @@ class Worker(Actor):
         return msg.Quote(
             *(name, edge.side, edge.price, where, gate, b.take_profit_pct, b.lower.band),
             *(b.upper.band, last, distance_pct(edge, last), b.volatility_pct, symbol.ring.next_ms),
-            *(symbol.ts_ms, symbol.recv_ns, now_ns),
+            *(symbol.push.ts_ms, symbol.push.recv_ns, now_ns),
         )
 
     def _history(self, history: msg.History, now_ns: int) -> list[msg.Message]:
@@ -149,8 +151,9 @@ class Worker(Actor):
         symbol.asked = False
         if not symbol.ring.load(history.start_ms, history.bars):
             return []
-        if not symbol.last:
-            symbol.last, symbol.ts_ms = float(symbol.ring.window(1)[0, 3]), symbol.ring.next_ms
+        if not symbol.push.close:
+            close = float(symbol.ring.window(1)[0, 3])
+            symbol.push = NO_PUSH._replace(close=close, ts_ms=symbol.ring.next_ms)
         self._prepare(symbol)
         return [self._quote(history.symbol, symbol, now_ns)]
 

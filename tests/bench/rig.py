@@ -85,7 +85,7 @@ class Rig:
                 unlinked = int(self.rest)  # the router waits for its trade socket
                 return sum(words.values()) >= len(ROLES) + shards - unlinked
 
-            self._until(ready)
+            self._until(ready, what=words)
         time.sleep(self.symbols / LEVERAGES)
 
     def threaded(self, closes=None, accelerated=False):
@@ -137,13 +137,13 @@ class Rig:
                 process.kill()
                 process.wait()
 
-    def _until(self, true, seconds=READY_S):
+    def _until(self, true, seconds=READY_S, what=""):
         until = time.monotonic() + seconds
         while not true():
             dead = {n: p.returncode for n, p in self.processes.items() if p.poll() is not None}
             said = "".join((self.folder / f"{name}.log").read_text()[-2000:] for name in dead)
             assert not dead, f"ended: {dead}\n{said}"
-            assert time.monotonic() < until, f"not within {seconds} s"
+            assert time.monotonic() < until, f"not within {seconds} s: {what}"
             time.sleep(0.05)
 
 
