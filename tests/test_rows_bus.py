@@ -452,11 +452,14 @@ def test_E5_a_router_that_wakes_up_after_30_s_does_not_act_on_what_was_said_mean
 
 
 @pytest.mark.parametrize(
-    ("action", "exits", "sent"),
-    [("create", False, 0), ("create", True, 1), ("amend", False, 1), ("cancel", False, 1)],
+    ("action", "exits", "waited_s", "sent"),
+    [
+        *(("create", False, 2, 0), ("create", True, 2, 1), ("amend", False, 2, 1)),
+        *(("cancel", False, 2, 1), ("create", True, 30, 0), ("cancel", False, 30, 0)),
+    ],
 )
-def test_E5_an_entry_that_waited_for_a_thread_is_not_sent_and_everything_else_is(
-    action, exits, sent
+def test_E5_an_entry_that_waited_for_a_thread_is_not_sent_nor_what_was_decided_anew_meanwhile(
+    action, exits, waited_s, sent
 ):
     calls = []
 
@@ -466,7 +469,8 @@ def test_E5_an_entry_that_waited_for_a_thread_is_not_sent_and_everything_else_is
 
     clock = bybit.Clock(lambda: 40 * NS, lambda: 0)
     rest = bybit.Rest(Settings(_env_file=None), call, clock)
-    head = ("dm-X-1-B", 1, action, "X", "Buy", D(1), D(1), "GTC", exits, 0, 10 * NS)
+    decided_ns = (40 - waited_s) * NS
+    head = ("dm-X-1-B", 1, action, "X", "Buy", D(1), D(1), "GTC", exits, 0, decided_ns)
     answer = rest.order(msg.OrderRequest(*head))
     assert (len(calls), answer.outcome) == (sent, "accepted" if sent else "refused")
 
@@ -580,13 +584,13 @@ def test_E7_foreign_frames_are_counted_in_health_and_the_next_one_is_heard(bus, 
     frames = [*GARBAGE, newer + good[1:], older + good[1:], good[:-3], good + b"\x00"]
     with raw_socket(zmq.PUB, endpoint(run_dir, "market", 0)) as peer:
         until(
-            lambda: actor._symbols["XUSDT"].ts_ms == 1,
+            lambda: actor._symbols["XUSDT"].push.ts_ms == 1,
             lambda: (peer.send(topic + msg.encode(kline(number=1))), loop._turn(20)),
         )
         for data in frames:
             peer.send(topic + data)
         peer.send(topic + msg.encode(kline(number=2)))
-        until(lambda: actor._symbols["XUSDT"].ts_ms == 2, lambda: loop._turn(20))
+        until(lambda: actor._symbols["XUSDT"].push.ts_ms == 2, lambda: loop._turn(20))
     assert loop._health().counters["malformed"] == wires.malformed == len(frames)
 
 
