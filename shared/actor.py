@@ -213,13 +213,18 @@ def line(message: Any) -> str:
     return " ".join((type(message).__name__, *pairs))
 
 
+def lock_file(run_dir: Path, name: str) -> Path:
+    """Where the lock of one role is."""
+    return run_dir / f"{name}.lock"
+
+
 def hold_lock(run_dir: Path, name: str) -> int:
     """The lock file of one role, held until the process ends. Exits if it is taken."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     if run_dir.stat().st_uid != os.getuid():
         sys.exit(f"{name}: {run_dir} belongs to somebody else")
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(run_dir / f"{name}.lock", flags, 0o600)
+    fd = os.open(lock_file(run_dir, name), flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

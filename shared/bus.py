@@ -113,9 +113,11 @@ class Bus:
         self._poller = zmq.Poller()
         self._says = self._bind(zmq.PUB, says, slot) if says else None
         self._replies = [self._bind(zmq.REP, name, slot) for name in answers]
-        self._hears = {name: self._hear(name, topics) for name, topics in (hears or {}).items()}
+        self._hears = {name: self._connect(zmq.SUB, name) for name in hears or {}}
         self._heard_ns = dict.fromkeys(self._hears, time.monotonic_ns())
-        self._topics = {name: set(topics) for name, topics in (hears or {}).items()}
+        self._topics: dict[str, set[str]] = {name: set() for name in self._hears}
+        for name, topics in (hears or {}).items():
+            self.hear(name, topics)
         self._asks = {name: self._connect(zmq.DEALER, name) for name in asks}
         for socket in (*self._replies, *self._hears.values(), *self._asks.values()):
             self._poller.register(socket, zmq.POLLIN)
@@ -213,12 +215,6 @@ class Bus:
             if kind == zmq.DEALER and not self._pending.pop(request_id, None):
                 continue  # answered after its deadline: the asker has moved on
             yield message
-
-    def _hear(self, name: str, topics: Iterable[str]) -> "zmq.Socket[bytes]":
-        socket = self._connect(zmq.SUB, name)
-        for prefix in topics:
-            socket.subscribe(prefix)
-        return socket
 
     def _bind(self, kind: int, name: str, slot: int) -> "zmq.Socket[bytes]":
         socket = self._socket(kind, name)

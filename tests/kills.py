@@ -26,7 +26,7 @@ from typing import NamedTuple
 from services.ops.look import process_name
 from services.ops.ops import GONE, Supervisor
 from shared import messages as msg
-from shared.actor import LOCKS
+from shared.actor import LOCKS, lock_file
 from shared.bus import STREAMS, Bus
 from tests.books import settled
 from tests.pipeline import ROOT, Live, Pipeline, wait_for
@@ -145,7 +145,7 @@ class Processes:
 
     def _ready(self, name, old_pid):
         if name == "watchdog":  # it says nothing: it is back when it holds its lock
-            pid = (self.p.run_dir / "watchdog-0.lock").read_text()
+            pid = lock_file(self.p.run_dir, "watchdog-0").read_text()
             return pid.isdigit() and int(pid) != old_pid and Path(f"/proc/{pid}").exists()
         word = self.words.get(name)
         return word is not None and word.pid != old_pid and word.ready
@@ -170,15 +170,20 @@ class Processes:
         self.mode = None
 
 
+def stat_of(pid):
+    """What the kernel says of a process after its name: state, parent, ...; raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 def parent_of(pid):
     """Raises OSError where there is no such process."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return int(stat_of(pid)[1])
 
 
 def is_gone(pid):
     """Ended; whether anybody has taken notice is not its business."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return stat_of(pid)[0] == "Z"
     except OSError:
         return True
 
@@ -190,8 +195,7 @@ def now_s():
 
 def started_s(pid):
     """When a process began. Raises OSError where there is none."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return int(stat_of(pid)[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def without_locks(pipeline):

@@ -40,18 +40,33 @@ LATE_S = 30  # the bot needs a fifth of it on a quiet machine
 QUIET_S = 0.6  # nothing new at the exchange for so long is quiet
 
 
+def free_port():
+    """One on which nobody listens, for now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def serves(port):
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return not probe.connect_ex(("127.0.0.1", port))
+
+
+def environment(**settings):
+    """What a process needs of ours, and these settings, but none that happen to be set."""
+    known = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
+    ours = {name: os.environ[name] for name in known if name in os.environ}
+    return ours | {name: str(value) for name, value in settings.items()}
+
+
 class Pipeline:
     """One RUN_DIR, one port, and the commands a user types."""
 
     def __init__(self, **settings):
         self.run_dir = Path(tempfile.mkdtemp(prefix="dm-"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        known = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
-        self.env = {name: os.environ[name] for name in known if name in os.environ}
-        self.env |= {"RUN_DIR": str(self.run_dir), "PAPER_PORT": str(self.port)}
-        self.env |= {name: str(value) for name, value in settings.items()}
+        self.port = free_port()
+        self.env = environment(RUN_DIR=self.run_dir, PAPER_PORT=self.port, **settings)
 
     def ops(self, *words, timeout=120):
         command = [sys.executable, "-m", "services.ops", *words]

@@ -25,6 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from services.ops import look
 from shared import messages as msg
+from shared.actor import lock_file
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
 from shared.settings import (
     SHARDS_FILE,
@@ -333,7 +334,8 @@ def _audited(settings: Settings) -> dict[str, Any]:
 def _watchdog_looks(settings: Settings) -> bool:
     """It says nothing, but touches its lock at each look."""
     with contextlib.suppress(OSError):
-        return time.time() - (settings.RUN_DIR / "watchdog-0.lock").stat().st_mtime < STILL_SECONDS
+        looked_s = lock_file(settings.RUN_DIR, "watchdog-0").stat().st_mtime
+        return time.time() - looked_s < STILL_SECONDS
     return False
 
 

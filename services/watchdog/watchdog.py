@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from services.watchdog.pulse import Pulse
-from shared.actor import begin, hold_lock
+from shared.actor import begin, hold_lock, lock_file
 from shared.bus import STREAMS, Bus
 from shared.messages import Health
 from shared.settings import load
@@ -29,7 +29,7 @@ log = logging.getLogger("dm")
 
 def _is_there(run_dir: Path, lock: int) -> bool:
     """Whether our lock is still the one in this folder; its age says that we look."""
-    file = run_dir / f"{NAME}.lock"
+    file = lock_file(run_dir, NAME)
     try:
         os.utime(file)
         return file.stat().st_ino == os.fstat(lock).st_ino

@@ -74,7 +74,10 @@ def bands(window: NDArray[np.float64], p: Parameters) -> Bands:
     below, above = _edge(BUY, lower, p), _edge(SELL, upper, p)
     pivot = 2 * lower * upper / (lower + upper) if lower > 0 else 0.0
     return Bands(
-        *(below, above, pivot, volatility_pct),
+        lower=below,
+        upper=above,
+        pivot=pivot,
+        volatility_pct=volatility_pct,
         take_profit_pct=p.base_fee_pct + volatility_pct / 2,
         gate=gate,
         cuts=tuple(sorted((pivot, *below.arm, *below.hold, *above.arm, *above.hold))),
