@@ -26,7 +26,9 @@ STARTED_FILE = "started.json"  # the settings of what runs
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
-FAMILIES = re.compile("(BAND|BB|BUS|BYBIT|COOLDOWN|DAILY|DCA|DRAWDOWN|PAPER|QUOTE)_|STOP_LOSS")
+FAMILIES = re.compile(
+    "(BAND|BB|BUS|BYBIT|COOLDOWN|DAILY|DASHBOARD|DCA|DRAWDOWN|NOTIFY|PAPER|QUOTE)_|STOP_LOSS"
+)
 """How the names of ours begin in which a typo is an error."""
 Part = TypeVar("Part", bound=NamedTuple)
 
@@ -94,7 +96,13 @@ class Settings(BaseSettings):
     SHARDS: int = Field(2, ge=1, le=8)
     WORKER_SLOT: int = Field(0, ge=0, le=15)
     LOG_LEVEL: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    LOG_FORMAT: Literal["text", "json"] = "text"
     DIE_WITH_PARENT: bool = False
+
+    DASHBOARD_PORT: int = Field(8800, ge=0, le=65_535)
+    NOTIFY_URLS: SecretStr = SecretStr("")
+    NOTIFY_DIGEST_MINUTES: int = Field(15, ge=1, le=1_440)
+    NOTIFY_DAILY_HOUR: int = Field(0, ge=0, le=23)
 
     PAPER_PORT: int = Field(8801, ge=1, le=65_535)
     PAPER_FEED: Literal["synthetic", "replay", "live"] = "synthetic"

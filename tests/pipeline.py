@@ -66,7 +66,8 @@ class Pipeline:
     def __init__(self, **settings):
         self.run_dir = Path(tempfile.mkdtemp(prefix="dm-"))
         self.port = free_port()
-        self.env = environment(RUN_DIR=self.run_dir, PAPER_PORT=self.port, **settings)
+        ours = {"RUN_DIR": self.run_dir, "PAPER_PORT": self.port, "DASHBOARD_PORT": 0}
+        self.env = environment(**ours | settings)
 
     def ops(self, *words, timeout=120):
         command = [sys.executable, "-m", "services.ops", *words]

@@ -13,7 +13,7 @@ from shared.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((*ROOT.glob("shared/*.py"), *ROOT.glob("services/*/*.py")))
-COMPOSITION_ROOTS = {"backtest"}
+COMPOSITION_ROOTS = {"backtest", "dashboard"}  # the second shows what the tools compute
 CORES = {
     "ingestor": ("feed", "history"),
     "worker": ("ring", "strategy"),

@@ -250,9 +250,11 @@ def _preflight(settings: Settings) -> str:
 
 def _public(settings: Settings) -> dict[str, Any]:
     """Every setting that a running pipeline was started with; secrets as their hash."""
-    values = json.loads(settings.model_dump_json(exclude={"BYBIT_API_SECRET"}))
-    secret = hashlib.sha256(settings.api_secret.encode()).hexdigest()
-    return {**values, "BYBIT_API_SECRET": secret}
+    secrets = {"BYBIT_API_SECRET": settings.api_secret}
+    secrets["NOTIFY_URLS"] = settings.NOTIFY_URLS.get_secret_value()
+    values = json.loads(settings.model_dump_json(exclude=set(secrets)))
+    hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in secrets.items()}
+    return {**values, **hashed}
 
 
 def _start_supervisord(settings: Settings) -> None:
