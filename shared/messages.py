@@ -328,10 +328,14 @@ class FullSet(NamedTuple):
 
 
 class Control(NamedTuple):
-    """An operator's wish: RUN lifts what an operator set, any other mode sets it. Answer: Mode."""
+    """An operator's wish: RUN lifts what an operator set, any other mode sets it. Answer: Mode.
+
+    Without a mode, `note` is what somebody did elsewhere (scaled the workers): it is journaled.
+    """
 
     mode: str
     who: str
+    note: str = ""
 
 
 class Health(NamedTuple):

@@ -24,6 +24,7 @@ PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
 WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 STARTED_FILE = "started.json"  # the settings of what runs
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
+DASHBOARD_FILE = "dashboard.json"  # its addresses with their tokens, for the owner
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LIVE_HOSTS = {"api.bybit.com", "stream.bybit.com", "api.bytick.com", "stream.bytick.com"}
 FAMILIES = re.compile(

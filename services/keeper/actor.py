@@ -148,7 +148,7 @@ class Keeper(Actor):
                 self._note("losses", self._losses.text)
             return [self._mode(now_ns, request.who)]
         if isinstance(request, msg.Control):
-            return []
+            return [self._mode(now_ns, f"{request.who}: {request.note}")] if request.note else []
         symbols = sorted(self._ledger.symbols())
         return [msg.FullSet(tuple(self._ledger.position(s) for s in symbols), self._mode(now_ns))]
 

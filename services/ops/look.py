@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,11 +80,13 @@ def listen(bus: Bus, seconds: float, heard: Heard) -> Heard:
     return heard
 
 
-def process(name: str, state: str, pid: int, heard: Heard, answers: bool) -> Process:
-    """One row; `answers` stands for the health of a process that is not on the bus."""
+def process(
+    name: str, state: str, pid: int, heard: Heard, answers: Callable[[], bool] | None
+) -> Process:
+    """One row; `answers` tells the health of a process that is not on the bus."""
     words = heard.health.get(name, [])
     if not words:
-        healthy = answers and state == "RUNNING"
+        healthy = bool(state == "RUNNING" and answers and answers())
         return Process(name, state, None, pid or None, healthy, "", None, None, None, None)
     (first_at, first), (at, last) = words[0], words[-1]
     rates = None

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from shared import messages as msg
 from shared.actor import lock_file
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
 from shared.settings import (
+    DASHBOARD_FILE,
     SHARDS_FILE,
     STARTED_FILE,
     WRONG_SETTING_EXIT,
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
+HEALTHZ = "healthz"  # of the dashboard: answered without a token, and without a word
 STILL_SECONDS = 5  # the watchdog looks each second
 LAST_LINES = 15
 LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
@@ -48,6 +50,10 @@ DEAD = ("EXITED", "FATAL")
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+
+
+class Unable(Exception):
+    """What was asked for cannot be done, and why."""
 
 
 class Supervisor:
@@ -70,9 +76,10 @@ class Supervisor:
             return False
 
     def processes(self) -> list[dict[str, Any]]:
-        """What it supervises, without the slots that were never used."""
+        """What it supervises, without what this bot never started, and without free slots."""
         rows = self._rpc.getAllProcessInfo()
-        return [row for row in rows if row["statename"] != "STOPPED" or row["group"] != "worker"]
+        used = (row for row in rows if row["start"])
+        return [row for row in used if row["statename"] != "STOPPED" or row["group"] != "worker"]
 
     def start(self, slots: Iterable[int]) -> None:
         """Start the workers in these slots."""
@@ -103,7 +110,7 @@ def up(settings: Settings) -> int:
                 f"it runs with other settings: make down first to change {', '.join(changed)}"
             )
         console.print("already running")
-        return status(settings, as_json=False)
+        return _shown(settings)
     if wrong := _preflight(settings):
         return _fail(wrong)
     _start_supervisord(settings)
@@ -115,7 +122,7 @@ def up(settings: Settings) -> int:
         print(wrong, file=sys.stderr)
         down(settings)
         return 1
-    return status(settings, as_json=False)
+    return _shown(settings)
 
 
 def down(settings: Settings) -> int:
@@ -150,12 +157,24 @@ def status(settings: Settings, as_json: bool) -> int:
 
 
 def scale(settings: Settings, shards: int) -> int:
-    """A new generation of workers in free slots; the old one stops once the new one is ready."""
+    """Another number of workers, with a spinner; exit code."""
+    try:
+        with console.status(f"starting {shards} workers") as spinner:
+            done = scaled(settings, shards, _user(), spinner.update)
+    except Unable as error:
+        return _fail(str(error))
+    console.print(done)
+    return 0
+
+
+def scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None]) -> str:
+    """A new generation of workers in free slots; the old one stops once the new one is ready. The
+    keeper journals it. Returns what was done; raises Unable."""
     supervisor = Supervisor(settings.RUN_DIR)
     if not supervisor.alive():
-        return _fail("nothing runs: make up")
+        raise Unable("nothing runs: make up")
     if not 1 <= shards <= MAX_SLOTS // 2:
-        return _fail(f"N: from 1 to {MAX_SLOTS // 2} shards, got {shards}")
+        raise Unable(f"N: from 1 to {MAX_SLOTS // 2} shards, got {shards}")
     old = _worker_slots(supervisor)
     new = [slot for slot in range(MAX_SLOTS) if slot not in old][:shards]
     file = settings.RUN_DIR / SHARDS_FILE
@@ -164,37 +183,47 @@ def scale(settings: Settings, shards: int) -> int:
     supervisor.start(new)
     names = {f"worker-{slot}" for slot in new}
     bus, heard = look.listener(settings), look.Heard()
-    with console.status(f"starting {shards} workers") as spinner:
 
-        def ready() -> bool:
-            look.listen(bus, 0.2, heard)
-            done = sum(heard.healthy(name) for name in names)
-            spinner.update(f"{done}/{shards} workers ready")
-            return done == shards
+    def ready() -> bool:
+        look.listen(bus, 0.2, heard)
+        done = sum(heard.healthy(name) for name in names)
+        say(f"{done}/{shards} workers ready")
+        return done == shards
 
-        moved = _wait(ready, SCALE_SECONDS)
+    moved = _wait(ready, SCALE_SECONDS)
     bus.close()
     if not moved:
         supervisor.stop(new)
-        return _fail(f"the new workers were not ready in {SCALE_SECONDS} s: the old ones go on")
+        raise Unable(f"the new workers were not ready in {SCALE_SECONDS} s: the old ones go on")
     supervisor.stop(old)
     _write_shards(file, {str(slot): [i, shards] for i, slot in enumerate(new)})
-    console.print(f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}")
-    return 0
+    done = f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}"
+    ask_keeper(settings, msg.Control("", who, done))
+    return done
 
 
 def mode(settings: Settings, wanted: str) -> int:
     """Ask the keeper for a mode; it is journaled with who asked."""
     if not Supervisor(settings.RUN_DIR).alive():
         return _fail("nothing runs: make up")
-    bus = Bus(settings.RUN_DIR, asks=("ledger",), **settings.wires)
-    bus.ask("ledger", msg.Control(wanted, os.environ.get("USER", "operator")), time.monotonic_ns())
-    answer = next((message for message, _ in bus.receive(2000)), None)
-    bus.close()
-    if not isinstance(answer, msg.Mode):
+    answer = ask_keeper(settings, msg.Control(wanted, _user()))
+    if answer is None:
         return _fail("the keeper does not answer: make status")
     console.print(f"mode {answer.mode} {answer.reason}".rstrip())
     return 0
+
+
+def ask_keeper(settings: Settings, control: msg.Control) -> msg.Mode | None:
+    """What the keeper answers to an operator's wish; None if it does not."""
+    bus = Bus(settings.RUN_DIR, asks=("ledger",), **settings.wires)
+    bus.ask("ledger", control, time.monotonic_ns())
+    answer = next((message for message, _ in bus.receive(2000)), None)
+    bus.close()
+    return answer if isinstance(answer, msg.Mode) else None
+
+
+def _user() -> str:
+    return os.environ.get("USER", "operator")
 
 
 def paper_reset(settings: Settings) -> int:
@@ -223,6 +252,16 @@ def bus_keys(settings: Settings) -> int:
     return 0
 
 
+def _shown(settings: Settings) -> int:
+    """The status, and where to look at it in a browser."""
+    code = status(settings, as_json=False)
+    if settings.DASHBOARD_PORT:
+        addresses = json.loads((settings.RUN_DIR / DASHBOARD_FILE).read_text())
+        for rights, address in addresses.items():
+            console.print(f"dashboard, to {rights}: {address}", soft_wrap=True)
+    return code
+
+
 def _preflight(settings: Settings) -> str:
     """What would fail after the start, said before it."""
     path = (
@@ -235,16 +274,22 @@ def _preflight(settings: Settings) -> str:
         (settings.RUN_DIR / "logs").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         return f"RUN_DIR: {error}"
-    if settings.BYBIT_ENV != "paper":
-        return ""
+    ports = {"DASHBOARD_PORT": settings.DASHBOARD_PORT}
+    if settings.BYBIT_ENV == "paper":
+        ports["PAPER_PORT"] = settings.PAPER_PORT
+    return next((wrong for name, port in ports.items() if (wrong := _taken(name, port))), "")
+
+
+def _taken(name: str, port: int) -> str:
+    """Why nobody could listen there; empty if somebody could. 0 is any port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", settings.PAPER_PORT))
+            probe.bind(("127.0.0.1", port))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return f"PAPER_PORT: port {settings.PAPER_PORT} is in use by another program"
-            return f"PAPER_PORT: {error}"
+                return f"{name}: port {port} is in use by another program"
+            return f"{name}: {error}"
     return ""
 
 
@@ -267,6 +312,8 @@ def _start_supervisord(settings: Settings) -> None:
         "RUN_DIR": str(settings.RUN_DIR),
         "RUN_PATH": str(settings.RUN_DIR.absolute()),
         "AUTOSTART_PAPER": str(settings.BYBIT_ENV == "paper").lower(),
+        "AUTOSTART_DASHBOARD": str(settings.DASHBOARD_PORT > 0).lower(),
+        "AUTOSTART_NOTIFIER": str(bool(settings.NOTIFY_URLS.get_secret_value())).lower(),
         "DIE_WITH_PARENT": "true",
     }
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(ROOT / "supervisord.conf")]
@@ -317,15 +364,15 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
         infos = supervisor.processes()
     except GONE:
         return []
-    if settings.BYBIT_ENV != "paper":
-        infos = [info for info in infos if info["name"] != "paper"]
+    answers = {
+        "watchdog": lambda: _watchdog_looks(settings),
+        "paper": lambda: _answers(settings.PAPER_PORT, "v5/market/time"),
+        "dashboard": lambda: _answers(settings.DASHBOARD_PORT, HEALTHZ),
+        "notifier": lambda: True,
+    }
     return [
-        look.process(
-            *(info["name"], info["statename"], info["pid"], heard),
-            answers=(info["name"] == "watchdog" and _watchdog_looks(settings))
-            or (info["name"] == "paper" and _paper_answers(settings)),
-        )
-        for info in infos
+        look.process(*(row["name"], row["statename"], row["pid"], heard), answers.get(row["name"]))
+        for row in infos
     ]
 
 
@@ -341,10 +388,9 @@ def _watchdog_looks(settings: Settings) -> bool:
     return False
 
 
-def _paper_answers(settings: Settings) -> bool:
-    url = f"http://127.0.0.1:{settings.PAPER_PORT}/v5/market/time"
+def _answers(port: int, path: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False

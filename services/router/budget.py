@@ -38,15 +38,16 @@ class Budget:
         """The bucket that has room for one more now, which it uses; empty if none has."""
         for bucket in (action, TWINS.get(action, "")):
             if bucket and now_ns >= self._shut_ns.get(bucket, 0):
-                flying, landed = self._flying[bucket], self._landed[bucket]
-                for counted in (flying, landed):
-                    while counted and counted[0] <= now_ns:
-                        counted.popleft()
                 share = USED * (FOR_ENTRIES if entry else 1.0)
-                if len(flying) + len(landed) < max(1, int(self._limits[bucket] * share)):
-                    flying.append(now_ns + ANSWER_NS)
+                if self._used(bucket, now_ns) < max(1, int(self._limits[bucket] * share)):
+                    self._flying[bucket].append(now_ns + ANSWER_NS)
                     return bucket
         return ""
+
+    def load_pct(self, now_ns: int) -> dict[str, int]:
+        """How much of the exchange's limit counts as used now, in each bucket that ever was, %."""
+        known = sorted(self._flying)
+        return {name: 100 * self._used(name, now_ns) // self._limits[name] for name in known}
 
     def give_back(self, bucket: str) -> None:
         """What room was taken for does not leave."""
@@ -57,3 +58,11 @@ class Budget:
         """One that was under way has arrived, at some moment until now."""
         self.give_back(bucket)
         self._landed[bucket].append(now_ns + SECOND_NS)
+
+    def _used(self, bucket: str, now_ns: int) -> int:
+        """Orders that count now."""
+        flying, landed = self._flying[bucket], self._landed[bucket]
+        for counted in (flying, landed):
+            while counted and counted[0] <= now_ns:
+                counted.popleft()
+        return len(flying) + len(landed)

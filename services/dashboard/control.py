@@ -1,0 +1,102 @@
+"""control: an operator's wishes, each asked of the keeper, which writes down who asked and when."""
+
+from collections.abc import Callable
+
+from nicegui import run, ui
+
+from services.dashboard.desk import Desk
+from services.dashboard.frame import Grid, column, every, frame, moment, panel
+from services.dashboard.guard import CONTROL, LOGIN
+from services.ops.ops import Unable, ask_keeper, scaled
+from shared import messages as msg
+from shared.bus import MAX_SLOTS
+
+READ_S = 2.0
+MOST_SHARDS = MAX_SLOTS // 2
+WISHES = {
+    "Pause": (msg.REDUCE_ONLY, "cancel entries, open nothing new; exits stay"),
+    "Resume": (msg.RUN, "lift what an operator, a loss or a crash loop has set"),
+    "Cancel all": (msg.CANCEL_ALL, "cancel every order of ours, exits too"),
+    "Flatten": (msg.FLATTEN, "cancel entries, sell every lot 1 % beyond the last price"),
+}
+TYPED = {msg.CANCEL_ALL, msg.FLATTEN}  # what is asked for by typing its name
+
+
+def build(desk: Desk, rights: str) -> None:
+    """Build the page; without the token to steer it only shows what was asked for before."""
+    frame(desk, "Control")
+    if rights == CONTROL:
+        _wishes(desk)
+    else:
+        with panel("You may look, not steer", "w-full"):
+            ui.label("make up prints the address to steer with. Or enter its token here:")
+            ui.html(
+                f'<form method="post" action="{LOGIN}"><input name="token" type="password" '
+                'aria-label="token" class="bg-gray-800 p-1"> <button>Enter</button></form>',
+                sanitize=False,
+            )
+    with panel("What was asked for, and every change of mode", "w-full"):
+        journal = Grid("row", _columns(), "24rem")
+    every(READ_S, lambda: journal.show([_row(row) for row in desk.books.modes]))
+
+
+def _wishes(desk: Desk) -> None:
+    with panel("Mode", "w-full"):
+        who = ui.input("your name, for the journal", value="dashboard").mark("who")
+        typed = ui.input(f"type {' or '.join(sorted(TYPED))} to confirm those two").mark("typed")
+        with ui.row().classes("gap-4"):
+            for name, (mode, meaning) in WISHES.items():
+                asks = _asks(desk, mode, lambda: _signature(who.value), lambda: typed.value)
+                ui.button(name, on_click=asks).tooltip(meaning).mark(f"ask-{mode}")
+    with panel("Signal workers", "w-full"):
+        count = ui.number("shards", value=desk.watch.shards() or 1, min=1, max=MOST_SHARDS, step=1)
+        progress = ui.label().mark("scaling")
+
+        async def scale() -> None:
+            wanted, name = int(count.value or 0), _signature(who.value)
+            try:
+                done = await run.io_bound(scaled, desk.settings, wanted, name, progress.set_text)
+            except Unable as error:
+                done = str(error)
+            progress.set_text(done)
+
+        ui.button("Scale", on_click=scale).mark("scale")
+
+
+def _asks(desk: Desk, mode: str, who: Callable[[], str], typed: Callable[[], str]) -> Callable[..., object]:
+    async def ask() -> None:
+        if mode in TYPED and (typed() or "").strip() != mode:
+            ui.notify(f"type {mode} into the field first", type="warning")
+            return
+        answer = await run.io_bound(ask_keeper, desk.settings, msg.Control(mode, who()))
+        if answer is None:
+            ui.notify("the keeper does not answer: nothing was changed", type="negative")
+        else:
+            ui.notify(f"mode {answer.mode} {answer.reason}".rstrip(), type="positive")
+
+    return ask
+
+
+def _signature(name: str) -> str:
+    """Whoever it was, it came from here."""
+    given = " ".join(name.split())[:40]
+    return f"{given} (dashboard)" if given not in ("", "dashboard") else "dashboard"
+
+
+def _columns() -> list[dict[str, object]]:
+    return [
+        column("time", "UTC", 150),
+        column("mode", "mode", 130),
+        column("reason", "why", 300, flex=1),
+        column("who", "who", 260),
+    ]
+
+
+def _row(row: dict[str, object]) -> dict[str, object]:
+    return {
+        "row": row["rowid"],
+        "time": moment(int(str(row["wall_ms"]))),
+        "mode": row["mode"],
+        "reason": row["reason"],
+        "who": row["who"] or "the bot",
+    }

@@ -1,0 +1,84 @@
+"""dashboard: pages for people, and metrics. Reads the bus and the ledger; wishes go to the keeper.
+
+It owns nothing but its tokens. Whatever becomes of it, the bot trades on: nobody waits for it, and
+what it does not take in time is dropped.
+"""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from fastapi import Response
+from nicegui import app, ui
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.dashboard.desk import Desk
+from services.dashboard.guard import Guard, Tokens
+from services.dashboard.pages import Pages
+from services.ops.ops import HEALTHZ
+from shared.actor import begin, hold_lock
+from shared.settings import DASHBOARD_FILE, load
+
+NAME = "dashboard-0"
+HOST = "127.0.0.1"  # and nothing else: it has no TLS
+LEAVE_S = 2  # for open pages, once it is told to end
+
+log = logging.getLogger("dm")
+
+
+def tokens_of(run_dir: Path, port: int) -> Tokens:
+    """The tokens of this RUN_DIR, the same after a restart; their addresses go to a file of the
+    owner's, from which `make up` shows them."""
+    file = run_dir / DASHBOARD_FILE
+    try:
+        known = json.loads(file.read_text())
+        tokens = Tokens(*(known[name].partition("token=")[2] for name in ("look", "steer")))
+    except (FileNotFoundError, ValueError, KeyError):
+        tokens = Tokens.fresh()
+    to = f"http://{HOST}:{port}/?token="
+    draft = file.with_suffix(".new")
+    draft.write_text(json.dumps({"look": to + tokens.view, "steer": to + tokens.control}))
+    draft.replace(file)
+    return tokens
+
+
+def main() -> None:
+    """Until SIGTERM."""
+    settings = load()
+    begin(settings)
+    hold_lock(settings.RUN_DIR, NAME)
+    port = settings.DASHBOARD_PORT
+    tokens = tokens_of(settings.RUN_DIR, port)
+    desk = Desk(settings)
+    pages = Pages(desk)
+    pages.register()
+    tasks: list[asyncio.Task[None]] = []
+
+    @app.on_startup
+    def start() -> None:
+        tasks.extend(asyncio.create_task(work) for work in desk.works())
+        log.info("dashboard start port=%d", port)
+
+    @app.on_shutdown
+    def stop() -> None:
+        for task in tasks:
+            task.cancel()
+        desk.close()
+
+    @app.get(f"/{HEALTHZ}")
+    def healthz() -> Response:
+        """200 while its works go on; 503 once one of them has ended."""
+        return Response(status_code=503 if any(task.done() for task in tasks) else 200)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(desk.registry), media_type=CONTENT_TYPE_LATEST)
+
+    app.add_middleware(Guard, tokens=tokens, port=port)
+    ui.run(
+        **{"host": HOST, "port": port, "title": "Deviation Magnet", "dark": True},
+        **{"show": False, "reload": False, "show_welcome_message": False},
+        **{"log_config": None, "access_log": False, "timeout_graceful_shutdown": LEAVE_S},
+    )

@@ -1,0 +1,140 @@
+"""desk: the bus and the ledger's file in, one state for all pages out. Reads; changes nothing."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from services.dashboard.books import NO_BOOKS, Books, read
+from services.dashboard.watch import Watch
+from services.ops.ops import Supervisor
+from services.report.excursions import Excursions
+from services.why.why import Gate, Heard, gates, verdict
+from shared import messages as msg
+from shared.bus import STREAMS, Bus
+from shared.records import Broken
+from shared.settings import Settings
+
+LISTEN_S = 0.05  # between two looks at the bus
+READ_S = 2.0  # between two looks at the ledger's file
+LOOK_S = 2.0  # between two looks at supervisord
+UNIVERSE_S = 30.0
+TOPICS = {
+    "quotes": ("quote.", "health."),
+    "account": ("position.", "mode.", "wallet.", "health."),
+    "commands": ("orderrequest.", "health."),
+    "market": ("health.",),
+}
+REFRESHES = 300  # of which the server's times are kept
+
+log = logging.getLogger("dm")
+
+
+class Desk:
+    """What every page looks at. One per process, on its event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.watch = Watch()
+        self.books: Books = NO_BOOKS
+        self.states: dict[str, str] = {}
+        self._bus = Bus(settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires)
+        self._histories: dict[str, list[asyncio.Future[msg.History | None]]] = {}
+        self._times_ms: dict[str, deque[float]] = {}
+
+    async def listen(self) -> None:
+        """For ever: all that is said, and what is asked for."""
+        universe_s = 0.0
+        while True:
+            now_ns = time.monotonic_ns()
+            for message, _ in self._bus.receive(0):
+                self._take(message, now_ns)
+            for lost in self._bus.overdue(now_ns):
+                if isinstance(lost.request, msg.HistoryAsk):
+                    self._answered(lost.request.symbol, None)
+            if time.monotonic() - universe_s > UNIVERSE_S:
+                universe_s = time.monotonic()
+                self._bus.ask("instruments", msg.InstrumentsAsk(), now_ns)
+            await asyncio.sleep(LISTEN_S)
+
+    async def read(self) -> None:
+        """For ever: the ledger's file, in a thread, as long as it changes."""
+        while True:
+            try:
+                self.books = await asyncio.to_thread(read, self.settings.RUN_DIR, self.books)
+            except (Broken, OSError) as error:
+                log.warning("ledger unreadable error=%s", error)
+            await asyncio.sleep(READ_S)
+
+    async def look(self) -> None:
+        """For ever: what supervisord says of each process."""
+        supervisor = Supervisor(self.settings.RUN_DIR)
+        while True:
+            self.states = await asyncio.to_thread(_states, supervisor)
+            await asyncio.sleep(LOOK_S)
+
+    async def remember(self) -> None:
+        """For ever: the best and worst price of each lot, from bars, while the ingestor has them."""
+        kept = Excursions(self.settings.RUN_DIR)
+        while True:
+            lots = [lot for p in self.watch.positions.values() for lot in p.lots if lot.bought]
+            await asyncio.sleep(READ_S)
+
+    def history_asked(self, symbol: str) -> "asyncio.Future[msg.History | None]":
+        """The closed bars of a symbol; None if nobody answers."""
+        future: asyncio.Future[msg.History | None] = asyncio.get_running_loop().create_future()
+        waiting = self._histories.setdefault(symbol, [])
+        if not waiting:
+            self._bus.ask("history", msg.HistoryAsk(symbol), time.monotonic_ns())
+        waiting.append(future)
+        return future
+
+    def gates(self, symbol: str) -> tuple[list[Gate], str]:
+        """What stands between this symbol and an order, and the verdict in words."""
+        heard, watch = Heard(symbol), self.watch
+        heard.quote, heard.position = watch.quotes.get(symbol), watch.positions.get(symbol)
+        heard.mode, heard.instrument = watch.mode, watch.instruments.get(symbol)
+        heard.symbols = set(watch.instruments)
+        heard.health = {word.service: word for _, word in watch.health.values()}
+        found = gates(heard, self.settings)
+        return found, verdict(found)
+
+    @contextmanager
+    def timed(self, page: str) -> Iterator[None]:
+        """Notes how long a refresh keeps the server."""
+        began = time.perf_counter()
+        yield
+        times = self._times_ms.setdefault(page, deque(maxlen=REFRESHES))
+        times.append(1000 * (time.perf_counter() - began))
+
+    def refresh_ms(self) -> dict[str, tuple[float, float]]:
+        """By page: median and worst of the latest refreshes."""
+        return {p: (sorted(t)[len(t) // 2], max(t)) for p, t in self._times_ms.items() if t}
+
+    def close(self) -> None:
+        """Let go of the bus."""
+        self._bus.close()
+
+    def _take(self, message: Any, now_ns: int) -> None:
+        if isinstance(message, msg.History):
+            self._answered(message.symbol, message)
+        else:
+            self.watch.take(message, now_ns)
+
+    def _answered(self, symbol: str, history: msg.History | None) -> None:
+        for future in self._histories.pop(symbol, []):
+            if not future.done():
+                future.set_result(history)
+
+
+def _states(supervisor: Supervisor) -> dict[str, str]:
+    """RUNNING, BACKOFF, ... by process; empty without a supervisord."""
+    if not supervisor.alive():
+        return {}
+    return {row["name"]: row["statename"] for row in supervisor.processes()}
+
+
+PUBLISHED = {name for name, stream in STREAMS.items() if stream.pattern == "PUB"}

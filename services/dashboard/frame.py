@@ -1,0 +1,155 @@
+"""frame: what all pages share: the head with mode and money, tiles, grids, numbers as people read them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from nicegui import ui
+
+from services.dashboard.desk import Desk
+from shared import messages as msg
+
+REFRESH_S = 1.0
+HEAD_S = 0.5  # so that a dead keeper is shown as dead within 3 s
+COLOURS = {msg.RUN: "green-8", msg.NO_ENTRY: "amber-9"}
+OTHER_MODE = "red-8"
+LINKS = {"Overview": "/", "Board": "/board", "Trades": "/trades", "Control": "/control"}
+
+SIGNED = "p => p.value == null ? '' : (p.value > 0 ? '+' : '') + p.value.toFixed({})"
+FIXED = "p => p.value == null ? '' : p.value.toFixed({})"
+PRICE = "p => p.value == null ? '' : String(Number(p.value.toPrecision(8)))"
+GAIN_CLASSES = {"text-green-400": "x > 0", "text-red-400": "x < 0"}
+"""AG Grid: formatters and class rules, in its own expressions."""
+
+Options = dict[str, Any]
+
+
+def frame(desk: Desk, title: str) -> None:
+    """The head of a page: where it leads, how the bot is, and whether it speaks at all."""
+    ui.page_title(f"{title} · Deviation Magnet")
+    ui.query(".nicegui-content").classes("p-4 gap-4")
+    with ui.header().classes("items-center gap-6 bg-gray-900 py-2"):
+        ui.label("Deviation Magnet").classes("text-lg font-bold")
+        for name, path in LINKS.items():
+            link = ui.link(name, path).classes("text-white no-underline hover:underline")
+            link.classes("font-bold border-b-2") if name == title else None
+        ui.space()
+        mode, money = ui.badge().mark("mode"), ui.label().mark("money").classes("tabular-nums")
+        dead = ui.badge(color="red-9").mark("dead")
+
+    def refresh() -> None:
+        watch = desk.watch
+        now_ns = desk.now_ns()
+        said, wallet = watch.mode, watch.wallet
+        silent = watch.dead(now_ns)
+        name = said.mode if said and "keeper" not in silent else "UNKNOWN"
+        reason = f": {said.reason}" if said and said.reason and name != "UNKNOWN" else ""
+        mode.set_text(name + reason)
+        mode.props(f"color={COLOURS.get(name, OTHER_MODE)}")
+        money.set_text(f"{wallet.total_equity:,.2f} USDT" if wallet else "")
+        dead.set_text("dead: " + ", ".join(silent))
+        dead.set_visibility(bool(silent))
+
+    every(HEAD_S, refresh)
+
+
+def every(seconds: float, refresh: Callable[[], None]) -> None:
+    """Now, and then again and again while the page is open."""
+    refresh()
+    ui.timer(seconds, refresh, immediate=False)
+
+
+class Tiles:
+    """A row of numbers, each under its name."""
+
+    def __init__(self) -> None:
+        self._row = ui.row().classes("gap-3 w-full")
+        self._labels: dict[str, tuple[ui.label, ui.label]] = {}
+
+    def set(self, name: str, value: str, more: str = "", gain: Any = None) -> None:
+        """Show a value; `gain` colours it by its sign."""
+        if name not in self._labels:
+            with self._row, ui.card().classes("px-4 py-2 gap-0 min-w-32"):
+                ui.label(name).classes("text-xs text-gray-400")
+                big = ui.label().classes("text-xl tabular-nums").mark(name)
+                self._labels[name] = (big, ui.label().classes("text-xs text-gray-400"))
+        big, small = self._labels[name]
+        big.set_text(value)
+        small.set_text(more)
+        colour = "" if not gain else "text-green-400" if gain > 0 else "text-red-400"
+        big.classes(add=colour, remove="" if colour else "text-green-400 text-red-400")
+
+
+class Grid:
+    """An AG Grid whose rows are sent once, and then only those that have changed."""
+
+    def __init__(self, key: str, columns: list[Options], height: str, **options: Any) -> None:
+        self._key, self._sent = key, dict[str, Options]()
+        self.element = ui.aggrid(
+            {
+                "columnDefs": columns,
+                "rowData": [],
+                "defaultColDef": {"sortable": True, "filter": True, "resizable": True},
+                ":getRowId": f"p => String(p.data.{key})",
+                "animateRows": False,
+                "suppressCellFocus": True,
+                **options,
+            },
+            theme="balham",
+        ).classes("w-full")
+        self.element.style(f"height: {height}")
+
+    def show(self, rows: list[Options]) -> None:
+        """These rows and no others."""
+        new = {str(row[self._key]): row for row in rows}
+        if not self._sent:
+            self.element.options["rowData"] = rows
+        else:
+            change = {
+                "add": [row for key, row in new.items() if key not in self._sent],
+                "update": [row for key, row in new.items() if self._sent.get(key, row) != row],
+                "remove": [row for key, row in self._sent.items() if key not in new],
+            }
+            if any(change.values()):
+                self.element.run_grid_method("applyTransactionAsync", change)
+        self._sent = new
+
+
+def column(field: str, header: str, width: int = 110, **more: Any) -> Options:
+    """One column of a Grid."""
+    return {"field": field, "headerName": header, "width": width, **more}
+
+
+def number(field: str, header: str, formatter: str, width: int = 110, **more: Any) -> Options:
+    """A column of numbers, to the right."""
+    look = {"type": "rightAligned", "filter": "agNumberColumnFilter", ":valueFormatter": formatter}
+    return column(field, header, width, **{**look, **more})
+
+
+@contextmanager
+def panel(title: str, classes: str = "") -> Iterator[None]:
+    """A card with a title."""
+    with ui.card().classes(f"gap-2 {classes}"):
+        ui.label(title).classes("text-sm text-gray-400")
+        yield
+
+
+def money(value: Decimal | float | None, digits: int = 2) -> str:
+    """`+1,234.50`; a dash where it is not known."""
+    return "–" if value is None else f"{value:+,.{digits}f}"
+
+
+def moment(at_ms: int) -> str:
+    """UTC, to the second; empty for 0."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%m-%d %H:%M:%S") if at_ms else ""
+
+
+def span(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s`, `12 s`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,143 @@
+"""overview: one look says whether all is well: mode, money, caps, budget, feed and processes."""
+
+from typing import Any
+
+from nicegui import ui
+
+from services.dashboard.charts import equity_chart
+from services.dashboard.desk import Desk
+from services.dashboard.frame import (
+    FIXED,
+    REFRESH_S,
+    Grid,
+    Tiles,
+    column,
+    every,
+    frame,
+    money,
+    number,
+    panel,
+)
+from services.dashboard.watch import Process
+
+SHOWN_RATES = ("klines", "bars", "ARM", "HOLD", "accepted", "refused", "unknown", "grants")
+BUDGET = "budget_"
+
+
+def build(desk: Desk) -> None:
+    """Build the page; it then refreshes itself."""
+    frame(desk, "Overview")
+    money_tiles, bot_tiles = Tiles(), Tiles()
+    with ui.row().classes("w-full gap-4 items-stretch no-wrap"):
+        with panel("Equity and drawdown", "grow"):
+            chart = ui.echart(equity_chart(())).classes("h-80 w-full").mark("equity")
+        with panel("Order budget in use", "w-96"):
+            bars: dict[str, tuple[ui.linear_progress, ui.label]] = {}
+            budget = ui.column().classes("w-full gap-1")
+            ui.label("Commands").classes("text-sm text-gray-400 mt-2")
+            latency = ui.label().classes("whitespace-pre text-sm tabular-nums").mark("latency")
+    with panel("Processes", "w-full"):
+        processes = Grid("name", _columns(), "22rem")
+    foot = ui.label().classes("text-xs text-gray-500").mark("server-time")
+    drawn = None
+
+    def refresh() -> None:
+        nonlocal drawn
+        with desk.timed("overview"):
+            _money(desk, money_tiles)
+            _bot(desk, bot_tiles)
+            _budget(desk, budget, bars)
+            latency.set_text(_latency(desk))
+            processes.show([_row(process, desk) for process in desk.watch.processes(desk.now_ns())])
+            if drawn != desk.books.equity:
+                drawn = desk.books.equity
+                chart.options.update(equity_chart(drawn))
+        foot.set_text(desk.refresh_text())
+
+    every(REFRESH_S, refresh)
+
+
+def _money(desk: Desk, tiles: Tiles) -> None:
+    books, wallet = desk.books, desk.watch.wallet
+    opened = desk.watch.opened_usdt()
+    tiles.set("Equity", f"{wallet.total_equity:,.2f}" if wallet else "–", "USDT")
+    tiles.set("Today", money(books.today_usdt), "since midnight UTC", books.today_usdt)
+    tiles.set("Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt)
+    tiles.set("Open", money(opened), "at the last price", opened)
+    tiles.set("Fees", money(books.fees_usdt), "paid: positive")
+    tiles.set("Funding", money(books.funding_usdt), "paid: positive")
+    tiles.set("Drawdown", f"{books.drawdown_pct:.2f} %", f"worst {books.worst_drawdown_pct:.2f} %")
+
+
+def _bot(desk: Desk, tiles: Tiles) -> None:
+    watch, settings = desk.watch, desk.settings
+    mode, keeper = watch.mode, watch.counters("keeper")
+    age = watch.feed_age_ms()
+    tiles.set("Lots", f"{keeper.get('lots', 0)}", "open")
+    tiles.set("Slots", f"{mode.slots if mode else '–'} / {settings.MAX_SLOTS}", "entries and lots")
+    symbols = len(mode.symbols) if mode else "–"
+    tiles.set("Symbols", f"{symbols} / {settings.MAX_SYMBOLS}", f"{len(watch.quotes)} watched")
+    tiles.set("Working orders", f"{keeper.get('working_orders', 0)}")
+    tiles.set("Executions", f"{keeper.get('executions', 0)}")
+    tiles.set("Differences", f"{mode.differences if mode else '–'}", "ledger and exchange")
+    tiles.set("Feed age", "–" if age is None else f"{age / 1000:.1f} s", "the oldest symbol's price")
+
+
+def _budget(
+    desk: Desk, where: ui.column, bars: dict[str, tuple[ui.linear_progress, ui.label]]
+) -> None:
+    """One bar per bucket: how much of the exchange's limit counts as used. We stop at 80 %."""
+    for name, percent in desk.watch.counters("router").items():
+        if not name.startswith(BUDGET):
+            continue
+        if name not in bars:
+            with where:
+                label = ui.label().classes("text-xs")
+                bars[name] = (ui.linear_progress(show_value=False), label)
+        bar, label = bars[name]
+        bar.set_value(percent / 100)
+        bar.props(f"color={'amber' if percent > 60 else 'green'}")
+        label.set_text(f"{name.removeprefix(BUDGET).removesuffix('_pct')}: {percent} %")
+
+
+def _latency(desk: Desk) -> str:
+    rows = desk.watch.latencies()
+    lines = [f"{r.name:<20}{r.p50_ms:8.1f} / {r.p99_ms:.1f} ms of {r.count}" for r in rows]
+    return "\n".join(lines) or "no command yet"
+
+
+def _columns() -> list[dict[str, Any]]:
+    alive = {"text-green-400": "x === 'yes'", "text-red-400": "x !== 'yes'"}
+    return [
+        column("name", "process", 120, pinned="left"),
+        column("state", "supervisor", 110),
+        column("healthy", "healthy", 90, cellClassRules=alive),
+        column("shard", "shard", 80),
+        number("age_s", "heard, s", FIXED.format(1), 100),
+        number("feed_age_s", "input age, s", FIXED.format(1), 110),
+        number("inbox", "inbox", FIXED.format(0), 80),
+        number("p50_us", "p50, us", FIXED.format(0), 90),
+        number("p99_us", "p99, us", FIXED.format(0), 90),
+        column("rates", "a second", 260),
+        column("note", "says", 260, flex=1),
+        number("pid", "pid", FIXED.format(0), 90),
+    ]
+
+
+def _row(process: Process, desk: Desk) -> dict[str, Any]:
+    rates = process.rates
+    done = "" if process.progress is None else f" ({100 * process.progress:.0f} %)"
+    return {
+        "name": process.name,
+        "state": desk.states.get(process.name, "?"),
+        "healthy": "yes" if process.ready else "no" if process.alive else "dead",
+        "shard": process.shard,
+        "age_s": round(process.age_s, 1),
+        "feed_age_s": None if process.feed_age_ms is None else process.feed_age_ms / 1000,
+        "inbox": process.inbox,
+        "p50_us": process.p50_us,
+        "p99_us": process.p99_us,
+        "rates": "  ".join(f"{name} {rates[name]:g}" for name in SHOWN_RATES if name in rates),
+        "note": process.note + done,
+        "pid": process.pid,
+    }
