@@ -1,4 +1,4 @@
-"""board: every symbol in a row, and how far each is from a band. Told once a second what changed."""
+"""board: every symbol in a row, how far each is from a band; told once a second what changed."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def build(desk: Desk) -> None:
     """Build the page; it then refreshes itself."""
     frame(desk, "Board")
     with ui.row().classes("w-full items-center gap-4"):
-        search = ui.input("filter").props("dense clearable").mark("filter")
-        counts = ui.label().classes("text-sm text-gray-400").mark("counts")
+        search = ui.input("filter").props("dense clearable").props("data-testid=filter")
+        counts = ui.label().classes("text-sm text-gray-400").props("data-testid=counts")
     grid = Grid("symbol", _columns(), "calc(100vh - 11rem)")
     grid.element.on("rowClicked", _open_symbol, ["data.symbol"])
     search.on_value_change(
         lambda event: grid.element.run_grid_method("setGridOption", "quickFilterText", event.value)
     )
-    foot = ui.label().classes("text-xs text-gray-500").mark("server-time")
+    foot = ui.label().classes("text-xs text-gray-500").props("data-testid=server-time")
 
     def refresh() -> None:
         with desk.timed("board"):
@@ -83,4 +83,6 @@ def _counts(rows: list[Row]) -> str:
     found: dict[str, int] = {}
     for row in rows:
         found[row.state] = found.get(row.state, 0) + 1
-    return f"{len(rows)} symbols: " + ", ".join(f"{n} {state}" for state, n in sorted(found.items()))
+    return f"{len(rows)} symbols: " + ", ".join(
+        f"{n} {state}" for state, n in sorted(found.items())
+    )

@@ -56,7 +56,7 @@ def candles(history: msg.History, interval_ms: int, parameters: Parameters) -> l
             known = bands(rows[index + 1 - length : index + 1], parameters)
             lower, upper = known.lower.band, known.upper.band
         prices = [float(value) for value in rows[index, :4]]
-        found.append(Candle(start_ms + index * interval_ms, *prices, lower, upper))
+        found.append(Candle._make((start_ms + index * interval_ms, *prices, lower, upper)))
     return found
 
 
@@ -101,9 +101,7 @@ def candle_chart(
                 "type": "candlestick",
                 "name": "price",
                 "data": [[c.open, c.close, c.low, c.high] for c in shown],
-                "itemStyle": {
-                    **{"color": UP, "color0": DOWN, "borderColor": UP, "borderColor0": DOWN}
-                },
+                "itemStyle": {"color": UP, "color0": DOWN, "borderColor": UP, "borderColor0": DOWN},
                 "markLine": {"symbol": "none", "data": lines, "animation": False},
             },
             _line("lower band", [c.lower for c in shown]),
@@ -114,7 +112,7 @@ def candle_chart(
 
 
 def equity_chart(points: Iterable[tuple[int, float, float]]) -> Options:
-    """Equity (USDT) over drawdown from its peak (%), by wall time; points (ms, equity, drawdown)."""
+    """Equity in USDT over its drawdown in %, by wall time; points are (ms, equity, drawdown)."""
     rows = list(points)
     return {
         "animation": False,
@@ -129,17 +127,30 @@ def equity_chart(points: Iterable[tuple[int, float, float]]) -> Options:
             {"type": "time", "gridIndex": 1},
         ],
         "yAxis": [
-            {"scale": True, "gridIndex": 0, "name": "USDT", "splitLine": {"lineStyle": {"opacity": 0.15}}},
+            {
+                "scale": True,
+                "gridIndex": 0,
+                "name": "USDT",
+                "splitLine": {"lineStyle": {"opacity": 0.15}},
+            },
             {"gridIndex": 1, "name": "drawdown %", "max": 0, "splitLine": {"show": False}},
         ],
         "series": [
             {
-                **{"type": "line", "name": "equity", "showSymbol": False, "color": UP},
+                "type": "line",
+                "name": "equity",
+                "showSymbol": False,
+                "color": UP,
                 "data": [[at_ms, equity] for at_ms, equity, _ in rows],
             },
             {
-                **{"type": "line", "name": "drawdown", "showSymbol": False, "color": DOWN},
-                **{"xAxisIndex": 1, "yAxisIndex": 1, "areaStyle": {"opacity": 0.3}},
+                "type": "line",
+                "name": "drawdown",
+                "showSymbol": False,
+                "color": DOWN,
+                "xAxisIndex": 1,
+                "yAxisIndex": 1,
+                "areaStyle": {"opacity": 0.3},
                 "data": [[at_ms, drawdown] for at_ms, _, drawdown in rows],
             },
         ],

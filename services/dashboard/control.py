@@ -1,6 +1,7 @@
 """control: an operator's wishes, each asked of the keeper, which writes down who asked and when."""
 
 from collections.abc import Callable
+from functools import partial
 
 from nicegui import run, ui
 
@@ -11,7 +12,7 @@ from services.ops.ops import Unable, ask_keeper, scaled
 from shared import messages as msg
 from shared.bus import MAX_SLOTS
 
-READ_S = 2.0
+READ_S, SAY_S = 2.0, 0.3
 MOST_SHARDS = MAX_SLOTS // 2
 WISHES = {
     "Pause": (msg.REDUCE_ONLY, "cancel entries, open nothing new; exits stay"),
@@ -41,29 +42,44 @@ def build(desk: Desk, rights: str) -> None:
 
 
 def _wishes(desk: Desk) -> None:
+    who = ui.input("your name, for the journal", value="dashboard").classes("w-72")
+    who.props("data-testid=who")
     with panel("Mode", "w-full"):
-        who = ui.input("your name, for the journal", value="dashboard").mark("who")
-        typed = ui.input(f"type {' or '.join(sorted(TYPED))} to confirm those two").mark("typed")
-        with ui.row().classes("gap-4"):
-            for name, (mode, meaning) in WISHES.items():
-                asks = _asks(desk, mode, lambda: _signature(who.value), lambda: typed.value)
-                ui.button(name, on_click=asks).tooltip(meaning).mark(f"ask-{mode}")
+        typed = ui.input(f"to confirm, type {' or '.join(sorted(TYPED))}").classes("w-96")
+        typed.props("data-testid=typed")
+        for name, (mode, meaning) in WISHES.items():
+            asks = _asks(desk, mode, lambda: _signature(who.value), lambda: typed.value)
+            with ui.row().classes("items-center gap-4"):
+                button = ui.button(
+                    name, on_click=asks, color="red-9" if mode in TYPED else "primary"
+                )
+                button.classes("w-36").props(f"data-testid=ask-{mode}")
+                ui.label(meaning).classes("text-sm text-gray-400")
     with panel("Signal workers", "w-full"):
         count = ui.number("shards", value=desk.watch.shards() or 1, min=1, max=MOST_SHARDS, step=1)
-        progress = ui.label().mark("scaling")
+        progress, said = (
+            ui.label().props("data-testid=scaling"),
+            [""],
+        )  # by a thread, which touches no page
 
         async def scale() -> None:
             wanted, name = int(count.value or 0), _signature(who.value)
+            say = partial(said.__setitem__, 0)
             try:
-                done = await run.io_bound(scaled, desk.settings, wanted, name, progress.set_text)
+                say(await run.io_bound(scaled, desk.settings, wanted, name, say))
             except Unable as error:
-                done = str(error)
-            progress.set_text(done)
+                say(str(error))
 
-        ui.button("Scale", on_click=scale).mark("scale")
+        with ui.row().classes("items-center gap-4"):
+            ui.button("Scale", on_click=scale).classes("w-36").props("data-testid=scale")
+            progress = ui.label("a new generation takes over; no symbol misses a bar")
+            progress.classes("text-sm text-gray-400").props("data-testid=scaling")
+        every(SAY_S, lambda: progress.set_text(said[0] or progress.text))
 
 
-def _asks(desk: Desk, mode: str, who: Callable[[], str], typed: Callable[[], str]) -> Callable[..., object]:
+def _asks(
+    desk: Desk, mode: str, who: Callable[[], str], typed: Callable[[], str]
+) -> Callable[..., object]:
     async def ask() -> None:
         if mode in TYPED and (typed() or "").strip() != mode:
             ui.notify(f"type {mode} into the field first", type="warning")

@@ -8,15 +8,13 @@ import asyncio
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from fastapi import Response
 from nicegui import app, ui
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.dashboard.desk import Desk
 from services.dashboard.guard import Guard, Tokens
-from services.dashboard.pages import Pages
+from services.dashboard.pages import register
 from services.ops.ops import HEALTHZ
 from shared.actor import begin, hold_lock
 from shared.settings import DASHBOARD_FILE, load
@@ -52,8 +50,7 @@ def main() -> None:
     port = settings.DASHBOARD_PORT
     tokens = tokens_of(settings.RUN_DIR, port)
     desk = Desk(settings)
-    pages = Pages(desk)
-    pages.register()
+    register(desk)
     tasks: list[asyncio.Task[None]] = []
 
     @app.on_startup
@@ -72,13 +69,16 @@ def main() -> None:
         """200 while its works go on; 503 once one of them has ended."""
         return Response(status_code=503 if any(task.done() for task in tasks) else 200)
 
-    @app.get("/metrics")
-    def metrics() -> Response:
-        return Response(generate_latest(desk.registry), media_type=CONTENT_TYPE_LATEST)
-
     app.add_middleware(Guard, tokens=tokens, port=port)
     ui.run(
-        **{"host": HOST, "port": port, "title": "Deviation Magnet", "dark": True},
-        **{"show": False, "reload": False, "show_welcome_message": False},
-        **{"log_config": None, "access_log": False, "timeout_graceful_shutdown": LEAVE_S},
+        host=HOST,
+        port=port,
+        title="Deviation Magnet",
+        dark=True,
+        show=False,
+        reload=False,
+        show_welcome_message=False,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=LEAVE_S,
     )

@@ -4,17 +4,18 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from services.dashboard.books import NO_BOOKS, Books, read
+from services.dashboard.books import NO_BOOKS, Books, read, recent_lots
 from services.dashboard.watch import Watch
 from services.ops.ops import Supervisor
-from services.report.excursions import Excursions
+from services.report.excursions import FILE, Excursions, wanted
+from services.report.trades import Point
 from services.why.why import Gate, Heard, gates, verdict
 from shared import messages as msg
-from shared.bus import STREAMS, Bus
+from shared.bus import Bus
 from shared.records import Broken
 from shared.settings import Settings
 
@@ -22,6 +23,8 @@ LISTEN_S = 0.05  # between two looks at the bus
 READ_S = 2.0  # between two looks at the ledger's file
 LOOK_S = 2.0  # between two looks at supervisord
 UNIVERSE_S = 30.0
+REMEMBER_S = 20.0  # between two looks for bars in which a lot was held
+KEPT_BARS = 300  # what the ingestor remembers
 TOPICS = {
     "quotes": ("quote.", "health."),
     "account": ("position.", "mode.", "wallet.", "health."),
@@ -41,7 +44,9 @@ class Desk:
         self.watch = Watch()
         self.books: Books = NO_BOOKS
         self.states: dict[str, str] = {}
-        self._bus = Bus(settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires)
+        self._bus = Bus(
+            settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires
+        )
         self._histories: dict[str, list[asyncio.Future[msg.History | None]]] = {}
         self._times_ms: dict[str, deque[float]] = {}
 
@@ -77,11 +82,23 @@ class Desk:
             await asyncio.sleep(LOOK_S)
 
     async def remember(self) -> None:
-        """For ever: the best and worst price of each lot, from bars, while the ingestor has them."""
-        kept = Excursions(self.settings.RUN_DIR)
+        """For ever: the best and worst price of each lot, from bars, while there are any."""
+        interval_ms = self.settings.interval_ms
+        kept = Excursions(self.settings.RUN_DIR / FILE, interval_ms)
         while True:
-            lots = [lot for p in self.watch.positions.values() for lot in p.lots if lot.bought]
-            await asyncio.sleep(READ_S)
+            now_ms = self.watch.market_ms()
+            lots = await asyncio.to_thread(
+                recent_lots, self.settings.RUN_DIR, now_ms - KEPT_BARS * interval_ms
+            )
+            for symbol in wanted(lots, kept.known, now_ms, interval_ms):
+                history = await self.history_asked(symbol)
+                if history and history.bars:
+                    kept.take(history, lots)
+            await asyncio.sleep(REMEMBER_S)
+
+    def works(self) -> list[Coroutine[None, None, None]]:
+        """All that goes on for ever."""
+        return [self.listen(), self.read(), self.look(), self.remember()]
 
     def history_asked(self, symbol: str) -> "asyncio.Future[msg.History | None]":
         """The closed bars of a symbol; None if nobody answers."""
@@ -91,6 +108,19 @@ class Desk:
             self._bus.ask("history", msg.HistoryAsk(symbol), time.monotonic_ns())
         waiting.append(future)
         return future
+
+    def equity(self) -> list[Point]:
+        """The curve as it is written down each minute, and where it is now."""
+        points, wallet = list(self.books.equity), self.watch.wallet
+        if wallet:
+            now = float(wallet.total_equity)
+            top = max(now, self.books.top_usdt)
+            points.append(Point(time.time_ns() // 1_000_000, now, 100 * (now - top) / top))
+        return points
+
+    def now_ns(self) -> int:
+        """The clock by which the bus is heard."""
+        return time.monotonic_ns()
 
     def gates(self, symbol: str) -> tuple[list[Gate], str]:
         """What stands between this symbol and an order, and the verdict in words."""
@@ -110,9 +140,13 @@ class Desk:
         times = self._times_ms.setdefault(page, deque(maxlen=REFRESHES))
         times.append(1000 * (time.perf_counter() - began))
 
-    def refresh_ms(self) -> dict[str, tuple[float, float]]:
-        """By page: median and worst of the latest refreshes."""
-        return {p: (sorted(t)[len(t) // 2], max(t)) for p, t in self._times_ms.items() if t}
+    def refresh_text(self) -> str:
+        """By page: median and worst of the latest refreshes, as text."""
+        words = (
+            f"{page} {sorted(times)[len(times) // 2]:.1f} ms (worst {max(times):.0f})"
+            for page, times in sorted(self._times_ms.items())
+        )
+        return "server time of a refresh: " + ", ".join(words)
 
     def close(self) -> None:
         """Let go of the bus."""
@@ -135,6 +169,3 @@ def _states(supervisor: Supervisor) -> dict[str, str]:
     if not supervisor.alive():
         return {}
     return {row["name"]: row["statename"] for row in supervisor.processes()}
-
-
-PUBLISHED = {name for name, stream in STREAMS.items() if stream.pattern == "PUB"}

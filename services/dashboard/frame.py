@@ -1,4 +1,4 @@
-"""frame: what all pages share: the head with mode and money, tiles, grids, numbers as people read them."""
+"""frame: what all pages share: a head with mode and money, tiles, grids, numbers for people."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,8 +36,11 @@ def frame(desk: Desk, title: str) -> None:
             link = ui.link(name, path).classes("text-white no-underline hover:underline")
             link.classes("font-bold border-b-2") if name == title else None
         ui.space()
-        mode, money = ui.badge().mark("mode"), ui.label().mark("money").classes("tabular-nums")
-        dead = ui.badge(color="red-9").mark("dead")
+        mode, money = (
+            ui.badge().props("data-testid=mode"),
+            ui.label().props("data-testid=money").classes("tabular-nums"),
+        )
+        dead = ui.badge(color="red-9").props("data-testid=dead")
 
     def refresh() -> None:
         watch = desk.watch
@@ -55,7 +58,7 @@ def frame(desk: Desk, title: str) -> None:
     every(HEAD_S, refresh)
 
 
-def every(seconds: float, refresh: Callable[[], None]) -> None:
+def every(seconds: float, refresh: Callable[[], object]) -> None:
     """Now, and then again and again while the page is open."""
     refresh()
     ui.timer(seconds, refresh, immediate=False)
@@ -73,7 +76,8 @@ class Tiles:
         if name not in self._labels:
             with self._row, ui.card().classes("px-4 py-2 gap-0 min-w-32"):
                 ui.label(name).classes("text-xs text-gray-400")
-                big = ui.label().classes("text-xl tabular-nums").mark(name)
+                big = ui.label().classes("text-xl tabular-nums")
+                big.props(f'data-testid="{name}"')
                 self._labels[name] = (big, ui.label().classes("text-xs text-gray-400"))
         big, small = self._labels[name]
         big.set_text(value)

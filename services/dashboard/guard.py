@@ -25,10 +25,12 @@ HEADERS = (
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"same-origin"),
 )
-ASK = """<!doctype html><title>Deviation Magnet</title><body style="font-family:sans-serif;margin:4em">
-<h1>A token is needed</h1><p><code>make up</code> and <code>make status</code> print the address that
-holds it.</p><form method="post" action="/login"><input name="token" type="password" autofocus
-aria-label="token"> <button>Enter</button></form>"""
+ASK = """<!doctype html><title>Deviation Magnet</title>
+<body style="font-family:sans-serif;margin:4em"><h1>A token is needed</h1>
+<p><code>make up</code> prints the address that holds it.</p>
+<form method="post" action="/login"><input name="token" type="password" autofocus
+aria-label="token">
+<button>Enter</button></form>"""
 
 Scope = MutableMapping[str, Any]
 
@@ -64,7 +66,9 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         origin = headers.get("origin", "")
         if headers.get("host") not in self._hosts:
             await _refuse(scope, send, 421, "this page has another name")
@@ -90,7 +94,7 @@ class Guard:
             cookies = SimpleCookie(headers.get("cookie", ""))
         except CookieError:
             return ""
-        return cookies[self._cookie].value if self._cookie in cookies else ""
+        return str(cookies[self._cookie].value) if self._cookie in cookies else ""
 
     async def _enter(self, send: Any, token: str, to: str) -> None:
         """The token was right: as a cookie, and on to the page; or ask again."""

@@ -22,6 +22,7 @@ from services.dashboard.watch import Process
 
 SHOWN_RATES = ("klines", "bars", "ARM", "HOLD", "accepted", "refused", "unknown", "grants")
 BUDGET = "budget_"
+CHART_S = 5.0
 
 
 def build(desk: Desk) -> None:
@@ -30,31 +31,31 @@ def build(desk: Desk) -> None:
     money_tiles, bot_tiles = Tiles(), Tiles()
     with ui.row().classes("w-full gap-4 items-stretch no-wrap"):
         with panel("Equity and drawdown", "grow"):
-            chart = ui.echart(equity_chart(())).classes("h-80 w-full").mark("equity")
+            chart = ui.echart(equity_chart(())).classes("h-80 w-full").props("data-testid=equity")
         with panel("Order budget in use", "w-96"):
             bars: dict[str, tuple[ui.linear_progress, ui.label]] = {}
             budget = ui.column().classes("w-full gap-1")
             ui.label("Commands").classes("text-sm text-gray-400 mt-2")
-            latency = ui.label().classes("whitespace-pre text-sm tabular-nums").mark("latency")
+            latency = (
+                ui.label()
+                .classes("whitespace-pre text-sm tabular-nums")
+                .props("data-testid=latency")
+            )
     with panel("Processes", "w-full"):
         processes = Grid("name", _columns(), "22rem")
-    foot = ui.label().classes("text-xs text-gray-500").mark("server-time")
-    drawn = None
+    foot = ui.label().classes("text-xs text-gray-500").props("data-testid=server-time")
 
     def refresh() -> None:
-        nonlocal drawn
         with desk.timed("overview"):
             _money(desk, money_tiles)
             _bot(desk, bot_tiles)
             _budget(desk, budget, bars)
             latency.set_text(_latency(desk))
             processes.show([_row(process, desk) for process in desk.watch.processes(desk.now_ns())])
-            if drawn != desk.books.equity:
-                drawn = desk.books.equity
-                chart.options.update(equity_chart(drawn))
         foot.set_text(desk.refresh_text())
 
     every(REFRESH_S, refresh)
+    every(CHART_S, lambda: chart.options.update(equity_chart(desk.equity())))
 
 
 def _money(desk: Desk, tiles: Tiles) -> None:
@@ -62,11 +63,15 @@ def _money(desk: Desk, tiles: Tiles) -> None:
     opened = desk.watch.opened_usdt()
     tiles.set("Equity", f"{wallet.total_equity:,.2f}" if wallet else "–", "USDT")
     tiles.set("Today", money(books.today_usdt), "since midnight UTC", books.today_usdt)
-    tiles.set("Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt)
+    tiles.set(
+        "Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt
+    )
     tiles.set("Open", money(opened), "at the last price", opened)
     tiles.set("Fees", money(books.fees_usdt), "paid: positive")
     tiles.set("Funding", money(books.funding_usdt), "paid: positive")
-    tiles.set("Drawdown", f"{books.drawdown_pct:.2f} %", f"worst {books.worst_drawdown_pct:.2f} %")
+    tiles.set(
+        "Drawdown", f"{books.drawdown_pct:.2f} %", f"at worst {books.worst_drawdown_pct:.2f} %"
+    )
 
 
 def _bot(desk: Desk, tiles: Tiles) -> None:
@@ -80,7 +85,9 @@ def _bot(desk: Desk, tiles: Tiles) -> None:
     tiles.set("Working orders", f"{keeper.get('working_orders', 0)}")
     tiles.set("Executions", f"{keeper.get('executions', 0)}")
     tiles.set("Differences", f"{mode.differences if mode else '–'}", "ledger and exchange")
-    tiles.set("Feed age", "–" if age is None else f"{age / 1000:.1f} s", "the oldest symbol's price")
+    tiles.set(
+        "Feed age", "–" if age is None else f"{age / 1000:.1f} s", "the oldest symbol's price"
+    )
 
 
 def _budget(
@@ -102,7 +109,7 @@ def _budget(
 
 def _latency(desk: Desk) -> str:
     rows = desk.watch.latencies()
-    lines = [f"{r.name:<20}{r.p50_ms:8.1f} / {r.p99_ms:.1f} ms of {r.count}" for r in rows]
+    lines = [f"{r.name:<20}{r.p50_ms:8.1f} / {r.p99_ms:.1f} ms of {r.commands}" for r in rows]
     return "\n".join(lines) or "no command yet"
 
 

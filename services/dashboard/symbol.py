@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import ui
 
-from services.dashboard.books import SymbolBooks, read_symbol, story
+from services.dashboard.books import NO_SYMBOL, SymbolBooks, read_symbol, story
 from services.dashboard.charts import (
     ENTRY,
     EXIT,
@@ -25,8 +25,8 @@ from services.dashboard.frame import (
     column,
     every,
     frame,
-    money,
     moment,
+    money,
     panel,
 )
 from services.worker.strategy import Parameters
@@ -45,18 +45,20 @@ def build(desk: Desk, symbol: str) -> None:
     interval_ms = desk.settings.interval_ms
     with panel("Closed bars, bands, what rests and what was filled (UTC)", "w-full"):
         chart = ui.echart(candle_chart((), (), (), interval_ms)).classes("h-96 w-full")
-        chart.mark("candles")
+        chart.props("data-testid=candles")
     with ui.row().classes("w-full gap-4 items-start no-wrap"):
         with panel("Why not?", "w-1/2"):
-            verdict = ui.label().classes("font-bold").mark("verdict")
+            verdict = ui.label().classes("font-bold").props("data-testid=verdict")
             gates = Grid("gate", _gate_columns(), "22rem")
         with panel("Lots, the newest first", "w-1/2"):
-            lots = ui.column().classes("w-full gap-2 overflow-auto max-h-96").mark("lots")
+            lots = (
+                ui.column().classes("w-full gap-2 overflow-auto max-h-96").props("data-testid=lots")
+            )
     with panel("Touches of its bands, and what came of each", "w-full"):
         touches = Grid("bar", _touch_columns(), "16rem")
     shown: list[Candle] = []
-    books = SymbolBooks((), (), (), ())
-    drawn: Any = None
+    books = NO_SYMBOL
+    drawn = told = None
 
     def draw() -> None:
         nonlocal drawn
@@ -74,12 +76,13 @@ def build(desk: Desk, symbol: str) -> None:
             draw()
 
     async def look() -> None:
-        nonlocal shown, books
+        nonlocal shown, books, told
         history = await desk.history_asked(symbol)
         shown = candles(history, interval_ms, desk.settings.part(Parameters)) if history else shown
-        known, books = books, await asyncio.to_thread(read_symbol, desk.settings.RUN_DIR, symbol)
+        books = await asyncio.to_thread(read_symbol, desk.settings.RUN_DIR, symbol)
         touches.show([_touch(row) for row in books.touches])
-        if known != books:
+        if told != books:
+            told = books
             _tell(lots, books)
 
     every(REFRESH_S, refresh)
@@ -114,7 +117,9 @@ def _levels(desk: Desk, symbol: str) -> list[Level]:
 
 def _fills(books: SymbolBooks) -> list[Fill]:
     return [
-        Fill(e.exec_time_ms, e.side, float(e.exec_price), f"{e.side} {e.exec_qty:f}@{e.exec_price:f}")
+        Fill(
+            e.exec_time_ms, e.side, float(e.exec_price), f"{e.side} {e.exec_qty:f}@{e.exec_price:f}"
+        )
         for e in books.executions
     ]
 

@@ -1,4 +1,4 @@
-"""watch: what the processes say, kept as a page shows it. Pure: messages and a clock in, rows out."""
+"""watch: what the processes say, as a page shows it. Pure: messages and a clock in, rows out."""
 
 from collections import deque
 from decimal import Decimal
@@ -56,7 +56,7 @@ class Latency(NamedTuple):
     name: str
     p50_ms: float
     p99_ms: float
-    count: int
+    commands: int
 
 
 class Watch:
@@ -109,6 +109,10 @@ class Watch:
         """One row per symbol, by name."""
         return [self._row(quote, now_ns) for _, quote in sorted(self.quotes.items())]
 
+    def row(self, symbol: str, now_ns: int) -> Row | None:
+        """One symbol's; None if no worker speaks of it."""
+        return self._row(self.quotes[symbol], now_ns) if symbol in self.quotes else None
+
     def open_usdt(self, symbol: str) -> Decimal | None:
         """What the open lots of a symbol would bring at its last price, before fees; None where the
         price is unknown."""
@@ -124,6 +128,28 @@ class Watch:
             ),
             Decimal(0),
         )
+
+    def opened_usdt(self) -> Decimal | None:
+        """Of all symbols with lots; None where one price is unknown."""
+        held = [self.open_usdt(symbol) for symbol, p in self.positions.items() if p.lots]
+        known = [usdt for usdt in held if usdt is not None]
+        return sum(known, Decimal(0)) if len(known) == len(held) else None
+
+    def feed_age_ms(self) -> int | None:
+        """The age of the price heard longest ago, as the ingestor says; None while it is silent."""
+        age_ms = (
+            self.health["ingestor"][1].ages_ms.get("feed", -1) if "ingestor" in self.health else -1
+        )
+        return None if age_ms < 0 else age_ms
+
+    def market_ms(self) -> int:
+        """The market's time, as the newest quote tells it; 0 without any."""
+        return max((quote.ts_ms for quote in self.quotes.values()), default=0)
+
+    def shards(self) -> int:
+        """Of the workers that speak; 0 without any."""
+        words = (word for _, word in self.health.values() if word.shard)
+        return max((int(word.shard.partition("/")[2]) for word in words), default=0)
 
     def latencies(self) -> list[Latency]:
         """From the kline to the decision (the ledger's grant included), and on to the answer."""
@@ -151,7 +177,11 @@ class Watch:
             words.clear()
         words.append((now_ns, health))
         self.health[name] = words[-1]
-        gone = [n for n, (at, h) in self.health.items() if h.service == "worker" and now_ns - at > 2 * SILENT_NS]
+        gone = [
+            n
+            for n, (at, h) in self.health.items()
+            if h.service == "worker" and now_ns - at > 2 * SILENT_NS
+        ]
         for name in gone:  # a generation that was replaced
             del self.health[name], self._words[name]
 

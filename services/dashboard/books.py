@@ -1,0 +1,188 @@
+"""books: what the ledger's file tells pages: trades, equity, modes; one symbol's whole story."""
+
+import time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from services.report import excursions, rows
+from services.report.trades import DAY_MS, Point, Statistics, Trade, statistics, thin
+from shared import messages as msg
+from shared.instrument import sign
+from shared.records import Records
+
+SHOWN_POINTS = 600  # of the equity
+SHOWN_MODES, SHOWN_LOTS, SHOWN_FILLS, SHOWN_TOUCHES = 200, 20, 200, 60
+
+Row = dict[str, Any]
+
+
+class Books(NamedTuple):
+    """The whole ledger as pages show it. `version` changes when the file does. Funding and fees
+    that were paid are positive, as in the ledger; profits are after fees, without funding."""
+
+    version: str
+    trades: tuple[Trade, ...]
+    statistics: Statistics
+    equity: tuple[Point, ...]
+    today_usdt: float | None
+    modes: tuple[Row, ...]
+
+    @property
+    def realised_usdt(self) -> Decimal:
+        """Of closed lots, after fees."""
+        return self.statistics.profit_usdt
+
+    @property
+    def fees_usdt(self) -> Decimal:
+        """Of closed lots."""
+        return self.statistics.fees_usdt
+
+    @property
+    def funding_usdt(self) -> Decimal:
+        """Paid."""
+        return -(self.statistics.funding_usdt or Decimal(0))
+
+    @property
+    def top_usdt(self) -> float:
+        """The highest equity that was written down; 0 where none was."""
+        return max((point.equity for point in self.equity), default=0.0)
+
+    @property
+    def drawdown_pct(self) -> float:
+        """Now, below the highest equity; positive."""
+        return abs(self.equity[-1].drawdown_pct) if self.equity else 0.0
+
+    @property
+    def worst_drawdown_pct(self) -> float:
+        """The deepest there was; positive."""
+        return abs(self.statistics.max_drawdown_pct)
+
+
+NO_BOOKS = Books("", (), statistics((), ()), (), None, ())
+
+
+class SymbolBooks(NamedTuple):
+    """One symbol: newest lots first, executions and touches newest first, orders by id."""
+
+    lots: tuple[msg.Lot, ...]
+    orders: dict[str, msg.Order]
+    executions: tuple[msg.Execution, ...]
+    touches: tuple[Row, ...]
+
+
+NO_SYMBOL = SymbolBooks((), {}, (), ())
+
+
+def read(run_dir: Path, known: Books) -> Books:
+    """The books as they are now; `known` again if nothing has changed, or there is no ledger yet.
+    Raises `shared.records.Broken`."""
+    try:
+        records = Records(run_dir / "state.db")
+    except FileNotFoundError:
+        return known
+    try:
+        version = _version(records)
+        return known if version == known.version else _read(records, run_dir, version)
+    finally:
+        records.close()
+
+
+def recent_lots(run_dir: Path, since_ms: int) -> list[msg.Lot]:
+    """Lots that are open, or were closed since then (market time); none without a ledger. Raises
+    `shared.records.Broken`."""
+    try:
+        records = Records(run_dir / "state.db")
+    except FileNotFoundError:
+        return []
+    try:
+        return rows.lots(records, since_ms)
+    finally:
+        records.close()
+
+
+def _version(records: Records) -> str:
+    query = "SELECT (SELECT MAX(rowid) FROM equity) AS e, (SELECT MAX(rowid) FROM modes) AS m"
+    return f"{records.meta('ledger_id')} {records.meta('row')} {records.rows(query)[0]}"
+
+
+def _read(records: Records, run_dir: Path, version: str) -> Books:
+    kept = excursions.read(run_dir / excursions.FILE)
+    found = rows.read(records, kept, rows.Since())
+    modes = records.rows(
+        "SELECT rowid, mode, reason, who, wall_ms FROM modes ORDER BY rowid DESC LIMIT ?",
+        SHOWN_MODES,
+    )
+    return Books(
+        version,
+        tuple(found.trades),
+        statistics(found.trades, found.equity, found.funding_usdt),
+        tuple(thin(found.equity, SHOWN_POINTS)),
+        _today(found.equity, time.time_ns() // 1_000_000),
+        tuple(modes),
+    )
+
+
+def _today(equity: list[Point], wall_ms: int) -> float | None:
+    """Since midnight UTC; None where nothing was written down yet today."""
+    midnight_ms = wall_ms // DAY_MS * DAY_MS
+    first = next((point for point in equity if point.wall_ms >= midnight_ms), None)
+    return equity[-1].equity - first.equity if first else None
+
+
+def read_symbol(run_dir: Path, symbol: str) -> SymbolBooks:
+    """What the ledger holds of one symbol; nothing where there is no ledger yet. Raises
+    `shared.records.Broken`."""
+    try:
+        records = Records(run_dir / "state.db")
+    except FileNotFoundError:
+        return NO_SYMBOL
+    try:
+        orders = _of(records, msg.Order, "orders", symbol, "bar_start_ms", SHOWN_FILLS)
+        return SymbolBooks(
+            tuple(
+                lot
+                for lot in _of(records, msg.Lot, "lots", symbol, "bar_start_ms", SHOWN_LOTS)
+                if lot.bought
+            ),
+            {order.order_link_id: order for order in orders},
+            tuple(_of(records, msg.Execution, "executions", symbol, "exec_time_ms", SHOWN_FILLS)),
+            tuple(
+                records.rows(
+                    "SELECT bar_start_ms, side, outcome FROM outcomes WHERE symbol = ?"
+                    " ORDER BY 1 DESC LIMIT ?",
+                    *(symbol, SHOWN_TOUCHES),
+                )
+            ),
+        )
+    finally:
+        records.close()
+
+
+def _of(
+    records: Records, cls: type[Any], table: str, symbol: str, newest: str, most: int
+) -> list[Any]:
+    query = f"SELECT * FROM {table} WHERE symbol = ? ORDER BY {newest} DESC LIMIT ?"
+    found = records.rows(query, symbol, most)
+    return [msg.build(cls, [row[name] for name in cls._fields]) for row in found]
+
+
+def story(lot: msg.Lot, books: SymbolBooks) -> list[tuple[int, str]]:
+    """A lot's life: (market ms, what happened), in order."""
+    told = [(lot.bar_start_ms, f"entry {lot.side} asked for: take profit {lot.take_profit_pct} %")]
+    for execution in books.executions:
+        ours = msg.parse_id(execution.order_link_id)
+        if ours and ours[0] == lot.entry_id:
+            who = "maker" if execution.is_maker else "taker"
+            fill = f"{execution.side} {execution.exec_qty:f} @ {execution.exec_price:f}"
+            what = "entry" if ours[1] is None else "stop loss" if ours[1] < 0 else f"exit {ours[1]}"
+            told.append((execution.exec_time_ms, f"{what}: {fill} ({who}, {execution.exec_fee:f})"))
+    for order in books.orders.values():
+        ours = msg.parse_id(order.order_link_id)
+        if ours and ours[0] == lot.entry_id and order.status != "Filled":
+            text = f"{order.kind} {order.qty:f} @ {order.price:f} {order.status}"
+            told.append((order.updated_ms, f"{text} {order.reject_reason}".rstrip()))
+    if lot.closed_ms:
+        profit = sign(lot.side) * (lot.proceeds - lot.cost) - lot.fees
+        told.append((lot.closed_ms, f"closed: {profit:+.6f} USDT after {lot.fees:f} of fees"))
+    return sorted(told, key=lambda event: event[0])
