@@ -9,7 +9,7 @@ CLIENTS := .venv-clients
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor why up down status logs tap scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals kills test-clients rows bench bench-compare bench-check bench-peers lint format lock clean
+.PHONY: help doctor why up down status logs tap report notify-test scale pause resume cancel-all flatten paper paper-reset bus-keys replay test simulate test-the-tester soak goals kills test-browser test-clients rows bench bench-compare bench-check bench-peers lint format lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,16 @@ status: $(RUN) ## processes, shards, rates, lots, mode; JSON=1 for machines
 	@$(OPS) status $(if $(JSON),--json)
 
 logs: $(RUN) ## follow the logs; SERVICE=router for one of them
-	@logs=$$($(PY) -c 'from shared.settings import running; print(running().RUN_DIR)')/logs; \
-	ls $$logs/$(SERVICE)*.log >/dev/null && tail -n 20 -F $$logs/$(or $(SERVICE),*)*.log
+	@$(OPS) logs $(if $(SERVICE),--service $(SERVICE))
 
 tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=SOLUSDT COUNT=10 JSON=1
 	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)
+
+report: $(RUN) ## what was traded, as tables and as one HTML file: SINCE=7d or 2026-01-31
+	@$(PY) -m services.report $(if $(SINCE),--since $(SINCE)) $(if $(HTML),--html $(HTML)) $(if $(CSV),--csv $(CSV))
+
+notify-test: $(RUN) ## send one message to every address in NOTIFY_URLS
+	@$(PY) -m services.notifier --test
 
 scale: $(RUN) ## change the number of signal workers while everything runs: make scale N=4
 	@$(OPS) scale $(or $(N),$(error say how many: make scale N=4))
@@ -80,6 +85,10 @@ goals: $(DEV) ## how fast the bot finds and mends what goes wrong, against its g
 
 kills: $(DEV) ## kill -9 at random moments, nothing acknowledged may be lost: KILLS=1000, or RECOVERY=20 for the times
 	@$(PY) -m tests.kills $(if $(RECOVERY),--recovery $(RECOVERY),--kills $(or $(KILLS),1000))
+
+test-browser: $(DEV) ## the dashboard in a real browser (Debian's chromium), against a running bot
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	@$(PY) -m pytest tests/browser --browser
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
 	@$(CLIENTS)/bin/python -m pytest tests/clients

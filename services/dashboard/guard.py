@@ -10,7 +10,7 @@ from collections.abc import Iterable, MutableMapping
 from hmac import compare_digest
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 VIEW, CONTROL = "view", "control"
 OPEN_PATHS = {"/healthz"}
@@ -114,12 +114,17 @@ def _query_token(scope: Scope) -> str | None:
 def _without_token(scope: Scope) -> str:
     pairs = parse_qsl(scope["query_string"].decode("latin-1"))
     rest = urlencode([(name, value) for name, value in pairs if name != "token"])
-    return "/" + scope["path"].lstrip("/") + ("?" + rest if rest else "")
+    return _path(scope["path"]) + ("?" + rest if rest else "")
 
 
 def _page(headers: dict[str, str]) -> str:
     """The page of ours on which the form stood; never another host's."""
-    return "/" + urlsplit(headers.get("referer", "")).path.lstrip("/")
+    return _path(unquote(urlsplit(headers.get("referer", "")).path))
+
+
+def _path(path: str) -> str:
+    """A path as an address of ours: whatever it holds, it leads to no other host."""
+    return "/" + quote(path.lstrip("/\\"))
 
 
 async def _form_token(receive: Any) -> str:
