@@ -30,7 +30,7 @@ LINEAR = {"category": "linear"}
 PRIVATE_TOPICS = {"order": msg.OrderUpdate, "execution": msg.Execution, "wallet": msg.Wallet}
 MAX_ARGS_CHARS = 20_000  # Bybit cuts a connection off at 21,000 characters of args
 PING_SECONDS, PONG_SECONDS = 5, 3  # a half-open connection is found within 8 s
-SILENT_SECONDS = 3.0  # 500 symbols are never silent this long
+SILENT_SECONDS = 2.8  # 500 symbols never are: so silence is found, and mended, within 3 s
 PUSH_SECONDS = 75.0  # one symbol may be: a kline is pushed every 1 to 60 s
 CONFIRM_SECONDS = 5.0  # for the answers to auth and subscribe
 BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connections a minute
@@ -447,7 +447,7 @@ class _Supervisor:
                 self._post(msg.Link(self._name, True, missing))
             while not (socket.lost or self._closed.is_set()):
                 if time.monotonic() - socket.heard_at > self._silent:
-                    return f"silent for {self._silent:.0f} s", True
+                    return f"silent for {self._silent:g} s", True
                 self._closed.wait(0.1)
             return socket.lost, self.socket is not None
         finally:

@@ -7,7 +7,7 @@ from services.ingestor.history import Bars
 from shared.messages import History, Kline
 
 RETRY_NS = 3_000_000_000  # before bars that could not be had are asked for again
-SILENT_NS, PUSH_NS = 3_000_000_000, 75_000_000_000  # 500 symbols never pause for 3 s; one may
+SILENT_NS, PUSH_NS = 2_000_000_000, 75_000_000_000  # 500 symbols never pause for 2 s; one may
 JUMP = 2.0  # a price that doubles or halves between two pushes of one bar is not believed
 CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next bar began is fetched
 
