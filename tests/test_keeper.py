@@ -254,6 +254,18 @@ def test_changes_of_mode_are_journaled(tmp_path: Path) -> None:
     assert (modes[0], modes[-2:]) == (msg.NO_ENTRY, [msg.RUN, msg.REDUCE_ONLY])
 
 
+def test_what_was_done_elsewhere_is_journaled_with_who_and_changes_nothing(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "state.db").run()
+    desk.ask(msg.Control(msg.REDUCE_ONLY, "ops"))
+    (answer,) = desk.ask(msg.Control("", "ann", "2 -> 4 shards"))
+    assert (answer.mode, desk.mode) == (msg.REDUCE_ONLY, msg.REDUCE_ONLY)
+    assert desk.ask(msg.Control("", "ann")) == []
+    with closing(sqlite3.connect(tmp_path / "state.db")) as other:
+        rows = other.execute("SELECT mode, who FROM modes ORDER BY rowid").fetchall()
+    assert rows[-2:] == [(msg.REDUCE_ONLY, "ops"), (msg.REDUCE_ONLY, "ann: 2 -> 4 shards")]
+    assert Desk(tmp_path / "state.db").mode == msg.REDUCE_ONLY
+
+
 # Grants.
 
 

@@ -706,6 +706,18 @@ def test_every_action_has_its_own_buckets():
     assert taken(budget, 30, 0, action="cancel") == (8, 8)
 
 
+def test_the_load_is_what_counts_of_the_exchanges_limit():
+    budget = Budget(10)
+    assert budget.load_pct(0) == {}
+    taken(budget, 3, 0)
+    budget.learn("amend", 20)
+    budget.take("amend", 0)
+    assert budget.load_pct(0) == {"amend": 5, "create": 30}
+    land(budget, 7, "create", "amend")
+    assert budget.load_pct(SECOND_NS + 6) == {"amend": 5, "create": 30}
+    assert budget.load_pct(SECOND_NS + 7) == {"amend": 0, "create": 0}
+
+
 def test_what_is_no_order_has_no_twin():
     assert taken(Budget(10), 30, 0, action="leverage") == (8, 0)
     assert set(TWINS) == {"create", "amend", "cancel"}

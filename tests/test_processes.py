@@ -41,6 +41,7 @@ def test_up_trade_scale_down(pipeline):
         assert scaled.returncode == 0, scaled.stdout + scaled.stderr
         shards = {row["shard"] for row in p.status()["processes"] if row["shard"]}
         assert shards == {"0/2", "1/2"}
+        assert p.rows("SELECT who FROM modes")[-1][0].endswith(": 1 -> 2 shards, slots 1, 2")
         seen = max(max(bars) for bars in bars_of(quotes()).values())
         after = seen + 2 * MINUTE_MS
         wait_for(lambda: all(max(bars) >= after for bars in bars_of(quotes()).values()), 40)
