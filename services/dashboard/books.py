@@ -41,7 +41,7 @@ class Books(NamedTuple):
     @property
     def funding_usdt(self) -> Decimal:
         """Paid."""
-        return -(self.statistics.funding_usdt or Decimal(0))
+        return 0 - (self.statistics.funding_usdt or Decimal(0))
 
     @property
     def top_usdt(self) -> float:

@@ -119,7 +119,7 @@ def equity_chart(points: Iterable[tuple[int, float, float]]) -> Options:
         "tooltip": {"trigger": "axis"},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
         "grid": [
-            {"left": 70, "right": 20, "top": 20, "height": "58%"},
+            {"left": 70, "right": 20, "top": 34, "height": "52%"},
             {"left": 70, "right": 20, "top": "74%", "height": "18%"},
         ],
         "xAxis": [
@@ -133,7 +133,13 @@ def equity_chart(points: Iterable[tuple[int, float, float]]) -> Options:
                 "name": "USDT",
                 "splitLine": {"lineStyle": {"opacity": 0.15}},
             },
-            {"gridIndex": 1, "name": "drawdown %", "max": 0, "splitLine": {"show": False}},
+            {
+                "gridIndex": 1,
+                "name": "drawdown %",
+                "max": 0,
+                "splitNumber": 2,
+                "splitLine": {"show": False},
+            },
         ],
         "series": [
             {

@@ -42,7 +42,7 @@ def build(desk: Desk) -> None:
                 .props("data-testid=latency")
             )
     with panel("Processes", "w-full"):
-        processes = Grid("name", _columns(), "22rem")
+        processes = Grid("name", _columns(), "15rem")
     foot = ui.label().classes("text-xs text-gray-500").props("data-testid=server-time")
 
     def refresh() -> None:
