@@ -129,7 +129,7 @@ def _pages(records: Records, table: str, key: str, where: str, *values: Any) -> 
     """Rows in the order of their key, which is the table's own."""
     after, last = "", None
     while True:
-        head = [] if last is None else [last]
+        head: list[Any] = [] if last is None else [last]
         query = f"SELECT * FROM {table} WHERE {after}{where} ORDER BY {key} LIMIT {PAGE}"
         rows = records.rows(query, *head, *values)
         yield from rows
