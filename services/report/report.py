@@ -120,7 +120,7 @@ def show(console: Console, found: Found, made: Statistics) -> None:
 
 def write(path: Path, text: str) -> None:
     """All of it or nothing, and for nobody else to read. Raises WrongInput."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.parent / f".{path.name}.{os.getpid()}"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
