@@ -149,15 +149,16 @@ def main() -> None:
     try:
         found = found_in(folder, asked.since, wall_ms)
         made = statistics_of(found.trades, found.equity, found.funding_usdt)
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+        files = dict(_files(asked, folder, wall_ms, found, made))
+        for path, text in files.items():
+            write(path, text)
         if asked.json:
             print(as_json(found, made))
-        else:
-            show(console, found, made)
-        for path, text in _files(asked, folder, wall_ms, found, made):
-            write(path, text)
-            if not asked.json:
-                console.print(Text(f"written: {path}"), soft_wrap=True)
+            return
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+        show(console, found, made)
+        for path in files:
+            console.print(Text(f"written: {path}"), soft_wrap=True)
     except WrongInput as error:
         print(f"report: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT_EXIT)
