@@ -19,6 +19,7 @@ CORES = {
     "worker": ("ring", "strategy"),
     "router": ("orders", "budget", "touches"),
     "keeper": ("ledger", "losses", "reconcile", "restarts"),
+    "report": ("trades",),
     "watchdog": ("pulse",),
     "paper": (
         *("api", "auditor", "book", "clock", "faults", "gate", "matching", "order", "params"),
@@ -35,7 +36,8 @@ DOORS = {
     "websocket": {"shared/bybit.py"},
     "pydantic": {"shared/settings.py"},
     "pydantic_settings": {"shared/settings.py"},
-    "sqlite3": {"services/keeper/store.py", "shared/records.py"},
+    "sqlite3": {"services/keeper/store.py", "shared/records.py", "services/report/excursions.py"},
+    "plotly": {"services/report/page.py"},
     "numpy": {
         "services/worker/ring.py",
         "services/worker/strategy.py",

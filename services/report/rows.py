@@ -99,7 +99,7 @@ def _executions(records: Records, since_ms: int, where: str) -> Iterator[msg.Exe
 
 
 def _equity(records: Records, since_ms: int) -> Iterator[tuple[int, float]]:
-    for row in _pages(records, "equity", "wall_ms", "wall_ms >= ?", since_ms):
+    for row in pages(records, "equity", "wall_ms", "wall_ms >= ?", since_ms):
         yield row["wall_ms"], float(row["equity"])
 
 
@@ -121,15 +121,15 @@ def _refusals(records: Records, since_ms: int) -> list[tuple[int, str, int]]:
 
 
 def _all(records: Records, cls: type[Any], table: str, where: str, *values: Any) -> Iterator[Any]:
-    for row in _pages(records, table, cls._fields[0], where, *values):
+    for row in pages(records, table, cls._fields[0], where, *values):
         yield msg.build(cls, [row[name] for name in cls._fields])
 
 
-def _pages(records: Records, table: str, key: str, where: str, *values: Any) -> Iterator[Row]:
-    """Rows in the order of their key, which is the table's own."""
+def pages(records: Records, table: str, key: str, where: str, *values: Any) -> Iterator[Row]:
+    """Rows in the order of `key`, the table's own. Between two pages nothing is held open."""
     after, last = "", None
     while True:
-        head = [] if last is None else [last]
+        head: list[Any] = [] if last is None else [last]
         query = f"SELECT * FROM {table} WHERE {after}{where} ORDER BY {key} LIMIT {PAGE}"
         rows = records.rows(query, *head, *values)
         yield from rows
