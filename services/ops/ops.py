@@ -44,7 +44,9 @@ SCALE_SECONDS = 30
 HEALTHZ = "healthz"  # of the dashboard: answered without a token, and without a word
 STILL_SECONDS = 5  # the watchdog looks each second
 LAST_LINES = 15
-LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
+LEDGER_FILES = [
+    f"{name}.db{more}" for name in ("state", "excursions") for more in ("", "-wal", "-shm")
+]
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
