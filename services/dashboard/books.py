@@ -12,14 +12,19 @@ from shared.instrument import sign
 from shared.records import Records
 
 SHOWN_POINTS = 600  # of the equity
+MOST_TRADES = 20_000  # the newest: a second of work; the report has all
+EQUITY_MS = 90 * DAY_MS
 SHOWN_MODES, SHOWN_LOTS, SHOWN_FILLS, SHOWN_TOUCHES = 200, 20, 200, 60
 
 Row = dict[str, Any]
 
 
 class Books(NamedTuple):
-    """The whole ledger as pages show it. `version` changes when the file does. Funding and fees
-    that were paid are positive, as in the ledger; profits are after fees, without funding."""
+    """The ledger as pages show it: its newest MOST_TRADES closed lots, the equity of EQUITY_MS.
+
+    `version` changes when the file does. Funding and fees that were paid are positive, as in the
+    ledger; profits are after fees, without funding.
+    """
 
     version: str
     trades: tuple[Trade, ...]
@@ -107,8 +112,8 @@ def _version(records: Records) -> str:
 
 
 def _read(records: Records, run_dir: Path, version: str) -> Books:
-    kept = excursions.read(run_dir / excursions.FILE)
-    found = rows.read(records, kept, rows.Since())
+    kept, now_ms = excursions.read(run_dir / excursions.FILE), time.time_ns() // 1_000_000
+    found = rows.read(records, kept, rows.Since(_since_ms(records), now_ms - EQUITY_MS))
     modes = records.rows(
         "SELECT rowid, mode, reason, who, wall_ms FROM modes ORDER BY rowid DESC LIMIT ?",
         SHOWN_MODES,
@@ -118,9 +123,16 @@ def _read(records: Records, run_dir: Path, version: str) -> Books:
         tuple(found.trades),
         statistics(found.trades, found.equity, found.funding_usdt),
         tuple(thin(found.equity, SHOWN_POINTS)),
-        _today(found.equity, time.time_ns() // 1_000_000),
+        _today(found.equity, now_ms),
         tuple(modes),
     )
+
+
+def _since_ms(records: Records) -> int:
+    """Market time from which on no more than MOST_TRADES lots were closed; 0 for all."""
+    query = "SELECT closed_ms FROM lots WHERE closed_ms > 0 ORDER BY 1 DESC LIMIT 1 OFFSET ?"
+    found = records.rows(query, MOST_TRADES)
+    return int(found[0]["closed_ms"]) + 1 if found else 0
 
 
 def _today(equity: list[Point], wall_ms: int) -> float | None:

@@ -20,7 +20,8 @@ from shared.records import Broken
 from shared.settings import Settings
 
 LISTEN_S = 0.05  # between two looks at the bus
-READ_S = 2.0  # between two looks at the ledger's file
+READ_S = 2.0  # between two looks at the ledger's file, and at least
+READ_SHARE = 20  # times as long as the look took
 LOOK_S = 2.0  # between two looks at supervisord
 UNIVERSE_S = 30.0
 REMEMBER_S = 20.0  # between two looks for bars in which a lot was held
@@ -66,13 +67,14 @@ class Desk:
             await asyncio.sleep(LISTEN_S)
 
     async def read(self) -> None:
-        """For ever: the ledger's file, in a thread, as long as it changes."""
+        """For ever: the ledger's file, in a thread, for a small part of the time."""
         while True:
+            began_s = time.monotonic()
             try:
                 self.books = await asyncio.to_thread(read, self.settings.RUN_DIR, self.books)
             except (Broken, OSError) as error:
                 log.warning("ledger unreadable error=%s", error)
-            await asyncio.sleep(READ_S)
+            await asyncio.sleep(max(READ_S, READ_SHARE * (time.monotonic() - began_s)))
 
     async def look(self) -> None:
         """For ever: what supervisord says of each process."""
