@@ -1,4 +1,4 @@
-"""ops: up, down, status, scale, mode. What `make` calls; talks to supervisord and to the bus."""
+"""ops: up, down, status, logs, scale, mode: what `make` calls. Talks to supervisord and the bus."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from supervisor.xmlrpc import SupervisorTransport
 
-from services.ops import look
+from services.ops import logs, look
 from shared import messages as msg
 from shared.actor import lock_file
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
@@ -306,8 +306,9 @@ def _obituary(settings: Settings, rows: list[look.Process]) -> str:
     for row in rows:
         log = settings.RUN_DIR / "logs" / f"{row.name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        if lines and WRONG in lines[-1]:
-            return f"{row.name}: {lines[-1].split(WRONG)[1]}"
+        _, _, last = logs.readable(lines[-1]) if lines else ("", "", "")
+        if WRONG in last:
+            return f"{row.name}: {last.split(WRONG)[1]}"
         words += [f"{row.name} is not healthy ({row.state} {row.note})", *lines[-LAST_LINES:]]
     return "\n".join(words)
 
@@ -375,12 +376,14 @@ def _fail(reason: str) -> int:
 
 
 def main() -> None:
-    """`python -m services.ops up|down|status|scale|mode`."""
+    """`python -m services.ops up|down|status|logs|scale|mode`."""
     parser = argparse.ArgumentParser(prog="python -m services.ops", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="start everything and wait until it is healthy")
     verbs.add_parser("down", help="stop everything")
     verbs.add_parser("status", help="how it is").add_argument("--json", action="store_true")
+    reader = verbs.add_parser("logs", help="follow the logs")
+    reader.add_argument("--service", default="", help="only those that begin so: router, worker-1")
     verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
     verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
     verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
@@ -391,6 +394,8 @@ def main() -> None:
     settings = load() if asked.verb in ("up", "paper-reset", "bus-keys") else running()
     if asked.verb == "status":
         code = status(settings, asked.json)
+    elif asked.verb == "logs":
+        code = logs.follow(settings.RUN_DIR / "logs", asked.service)
     elif asked.verb == "scale":
         code = scale(settings, asked.n)
     elif asked.verb == "mode":
