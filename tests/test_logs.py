@@ -95,7 +95,8 @@ def test_text_is_the_line_it_always_was():
     "text", ["x" * 10_000, "\\U0001f600" * 5_000, '\\"' * 5_000, "\\x00" * 5_000]
 )
 def test_a_line_that_is_too_long_is_still_json_and_one_write(text):
-    program = f'log.info("event a=%s b=%s %s", "{text}", "short", "{text}")\nlog.info("next")'
+    call = f'log.info("event a=%s b=%s %s", "{text}" * 10_000, "short", "{text}" * 10_000)'
+    program = call + '\nlog.info("next")'
     rows = said(program, "json")[0]
     assert [len(row.encode()) < PIPE_BUF for row in rows] == [True, True]
     found = json.loads(rows[0])
@@ -166,9 +167,9 @@ def reading(tmp_path, *words):
 def written(tmp_path):
     logs = tmp_path / "logs"
     logs.mkdir()
-    (logs / "router.log").write_text("2026-01-31 10:20:31,000 INFO second\ntrace\n")
-    (logs / "keeper.log").write_text(
-        '{"ts":"2026-01-31T10:20:30.000+00:00","level":"WARNING","process":"keeper",'
+    (logs / "keeper.log").write_text("2026-01-31 10:20:31,000 INFO second\ntrace\n")
+    (logs / "router.log").write_text(
+        '{"ts":"2026-01-31T10:20:30.000+00:00","level":"WARNING","process":"router",'
         '"event":"first","slots":3}\n'
     )
     return logs
@@ -179,9 +180,9 @@ def test_the_logs_of_all_in_order_of_time_until_ctrl_c(tmp_path):
     with reading(tmp_path) as process:
         rows = [process.stdout.readline().split() for _ in range(3)]
         assert rows == [
-            ["10:20:30,000", "keeper", "WARNING", "first", "slots=3"],
-            ["10:20:31,000", "router", "INFO", "second"],
-            ["router", "trace"],
+            ["10:20:30,000", "router", "WARNING", "first", "slots=3"],
+            ["10:20:31,000", "keeper", "INFO", "second"],
+            ["keeper", "trace"],
         ]
         (logs / "worker-2.log").write_text("2026-01-31 10:20:32,000 INFO later\n")
         assert process.stdout.readline().split()[1:] == ["worker-2", "INFO", "later"]
