@@ -91,9 +91,7 @@ def test_text_is_the_line_it_always_was():
     assert rows[5][23:].startswith(" INFO Execution exec_id=e-1 order_link_id=dm-BTCUSDT-1a-B ")
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 10_000, "\\U0001f600" * 5_000, '\\"' * 5_000, "\\x00" * 5_000]
-)
+@pytest.mark.parametrize("text", ["x", "\\U0001f600", '\\"', "\\x00"])
 def test_a_line_that_is_too_long_is_still_json_and_one_write(text):
     call = f'log.info("event a=%s b=%s %s", "{text}" * 10_000, "short", "{text}" * 10_000)'
     program = call + '\nlog.info("next")'
