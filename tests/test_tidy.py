@@ -20,6 +20,7 @@ CORES = {
     "router": ("orders", "budget", "touches"),
     "keeper": ("ledger", "losses", "reconcile", "restarts"),
     "watchdog": ("pulse",),
+    "notifier": ("desk", "fills", "modes", "news", "presence", "redact"),
     "paper": (
         *("api", "auditor", "book", "clock", "faults", "gate", "matching", "order", "params"),
         *("public", "rows", "sessions", "stops", "ticker", "topics", "venue", "wallet"),
@@ -35,6 +36,8 @@ DOORS = {
     "websocket": {"shared/bybit.py"},
     "pydantic": {"shared/settings.py"},
     "pydantic_settings": {"shared/settings.py"},
+    "apprise": {"services/notifier/target.py"},
+    "prometheus_client": {"services/dashboard/metrics.py"},
     "sqlite3": {"services/keeper/store.py", "shared/records.py"},
     "numpy": {
         "services/worker/ring.py",

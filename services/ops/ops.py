@@ -40,7 +40,9 @@ ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
-STILL_SECONDS = 5  # the watchdog looks each second
+LISTENERS = ("watchdog", "notifier")  # who only hears
+SPARE = ("worker", "notifier")  # stopped, they are not missed
+STILL_SECONDS = 5  # each of them looks each second
 LAST_LINES = 15
 LEDGER_FILES = ("state.db", "state.db-wal", "state.db-shm")
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
@@ -70,9 +72,9 @@ class Supervisor:
             return False
 
     def processes(self) -> list[dict[str, Any]]:
-        """What it supervises, without the slots that were never used."""
+        """What it supervises, without what was never to start: slots, and a notifier for nobody."""
         rows = self._rpc.getAllProcessInfo()
-        return [row for row in rows if row["statename"] != "STOPPED" or row["group"] != "worker"]
+        return [row for row in rows if row["statename"] != "STOPPED" or row["group"] not in SPARE]
 
     def start(self, slots: Iterable[int]) -> None:
         """Start the workers in these slots."""
@@ -323,7 +325,7 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
     return [
         look.process(
             *(info["name"], info["statename"], info["pid"], heard),
-            answers=(info["name"] == "watchdog" and _watchdog_looks(settings))
+            answers=(info["name"] in LISTENERS and _looks(settings, info["name"]))
             or (info["name"] == "paper" and _paper_answers(settings)),
         )
         for info in infos
@@ -334,10 +336,10 @@ def _audited(settings: Settings) -> dict[str, Any]:
     return look.auditor(settings.RUN_DIR) if settings.BYBIT_ENV == "paper" else {}
 
 
-def _watchdog_looks(settings: Settings) -> bool:
+def _looks(settings: Settings, name: str) -> bool:
     """It says nothing, but touches its lock at each look."""
     with contextlib.suppress(OSError):
-        looked_s = lock_file(settings.RUN_DIR, "watchdog-0").stat().st_mtime
+        looked_s = lock_file(settings.RUN_DIR, f"{name}-0").stat().st_mtime
         return time.time() - looked_s < STILL_SECONDS
     return False
 
