@@ -113,6 +113,10 @@ def test_what_kills_a_process_is_one_line_too():
 def test_both_formats_read_alike():
     for text, packed in zip(said(EVENTS, "text")[0], said(EVENTS, "json")[0][:8], strict=False):
         assert readable(text)[1] == readable(packed)[1]
+        if "mode=" in text:
+            assert (
+                readable(text)[2] == readable(packed)[2] == "mode=NO_ENTRY reason=market data lost"
+            )
         assert len(readable(text)[0]) == len(readable(packed)[0]) == 23
     assert readable("Traceback (most recent call last):") == (
         "",

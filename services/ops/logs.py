@@ -97,7 +97,8 @@ def readable(row: str) -> tuple[str, str, str]:
         with contextlib.suppress(orjson.JSONDecodeError, KeyError, AttributeError):
             found = orjson.loads(row)
             pairs = (f"{k}={v}" for k, v in found.items() if k not in (*HEAD, "traceback"))
-            text = " ".join((found["event"], *pairs))
+            event = [] if found["event"] in found else [found["event"]]  # the key of a pair
+            text = " ".join((*event, *pairs))
             if "traceback" in found:
                 text += "\n" + found["traceback"]
             return found["ts"][:23].replace("T", " ").replace(".", ","), found["level"], text
