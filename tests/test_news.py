@@ -314,6 +314,18 @@ def test_the_day_is_summed_up_at_its_hour():
     assert len(life.go(1)) == 1
 
 
+def test_a_summary_that_was_due_while_nobody_looked_is_told_once_there_is_a_wallet():
+    life = Life(hour=13)
+    for seconds, wallet in ((60, None), (1, msg.Wallet(Decimal(7), Decimal(1), Decimal(1)))):
+        life.news = News(Terms(15, 13), Shelf(), life.now_ns, NOON_MS)
+        life.wall_ms = NOON_MS + 5 * 3_600_000
+        assert life.go(seconds - 1) == []
+        life.hear(*([wallet] if wallet else []))
+        [notice] = life.go(1)
+        assert (notice.kind, "equity 7.00" in notice.body) == ("daily", wallet is not None)
+        assert life.go(100) == []
+
+
 # How often.
 
 

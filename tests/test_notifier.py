@@ -1,6 +1,7 @@
 """The notifier as a process, against a local server that works, fails, hangs or comes round."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from services.notifier.desk import Notice
 from services.notifier.notifier import LAST_S, Ledger
 from services.notifier.target import WAITING, Target
 from shared import messages as msg
+from shared.actor import lock_file
 from shared.bus import Bus
 from tests.pipeline import ROOT, environment, free_port
 
@@ -161,6 +163,19 @@ def test_a_target_that_hangs_delays_neither_the_others_nor_the_end(tmp_path, ser
         before = time.monotonic()
         assert stopped(process) == 0
         assert time.monotonic() - before < LAST_S + 5
+
+
+def test_a_summary_that_was_due_while_it_was_down_is_told(tmp_path, server):
+    lock = lock_file(tmp_path, "notifier-0")
+    lock.touch()
+    yesterday_s = time.time() - 86_400
+    os.utime(lock, (yesterday_s, yesterday_s))
+    wallet = msg.Wallet(Decimal(1010), Decimal(1), Decimal(1))
+    with notifier(tmp_path, server.url("works")) as (process, say):
+        [told] = server.posted("works", meanwhile=lambda: say(wallet))
+        assert told["title"] == "Deviation Magnet: Summary of the day"
+        assert "equity 1010.00 USDT" in told["message"]
+        assert stopped(process) == 0
 
 
 def test_a_second_copy_does_not_start(tmp_path, server):

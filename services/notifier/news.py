@@ -32,15 +32,16 @@ class Books(Protocol):
 class News:
     """Nothing that happened is told twice, and nothing is lost: told or waiting, it is counted."""
 
-    def __init__(self, terms: Terms, books: Books, now_ns: int, wall_ms: int) -> None:
+    def __init__(self, terms: Terms, books: Books, now_ns: int, looked_ms: int) -> None:
+        """`looked_ms`: wall clock up to which an earlier life looked; now, if there was none."""
         self._digest_ns, self._hour_ms = terms[0] * MINUTE_NS, terms[1] * HOUR_MS
         self._books = books
         self._desk, self._fills, self._modes = Desk(), Fills(), Modes()
         self._presence = Presence(now_ns)
         self._wallet: msg.Wallet | None = None
         self._differences = 0
-        self._digested_ns = now_ns
-        self._day = self._day_of(wall_ms)
+        self._begun_ns = self._digested_ns = now_ns
+        self._day = self._day_of(looked_ms)
 
     def hear(self, message: Any, now_ns: int, wall_ms: int) -> None:
         """One message of the bus. What is news of it leaves by the next `tick`."""
@@ -64,7 +65,8 @@ class News:
         if due and self._fills.count:
             self._desk.put(self._fills.digest(self._books.closed(self._fills.entries)))
         day = self._day_of(wall_ms)
-        if day > self._day:
+        settled = self._wallet is not None or now_ns - self._begun_ns >= MINUTE_NS
+        if day > self._day and settled:
             self._day, ends_ms = day, day * DAY_MS + self._hour_ms
             report = self._books.day(ends_ms - DAY_MS, ends_ms)
             self._desk.put(daily(report, self._wallet, self._modes.mode))

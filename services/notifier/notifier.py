@@ -128,12 +128,13 @@ def _test(targets: list[Target]) -> int:
 
 
 def _run(settings: Settings, targets: list[Target], secrets: tuple[str, ...]) -> None:
+    looked_ms = _looked_ms(settings.RUN_DIR)
     hold_lock(settings.RUN_DIR, NAME)
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     bus = Bus(settings.RUN_DIR, hears=HEARS, **settings.wires)
     ledger = Ledger(settings.RUN_DIR / "state.db")
-    news = News(settings.part(Terms), ledger, time.monotonic_ns(), _wall_ms())
+    news = News(settings.part(Terms), ledger, time.monotonic_ns(), looked_ms)
     for target in targets:
         target.start()
     log.info("notifier start targets=%s", ",".join(target.name for target in targets))
@@ -168,6 +169,14 @@ def _wait_for(targets: list[Target]) -> None:
     until = time.monotonic() + LAST_S
     while not all(target.idle for target in targets) and time.monotonic() < until:
         time.sleep(0.05)
+
+
+def _looked_ms(run_dir: Path) -> int:
+    """When a notifier last looked here: a summary that was due since is told late, not never."""
+    try:
+        return lock_file(run_dir, NAME).stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return _wall_ms()
 
 
 def _wall_ms() -> int:
