@@ -14,11 +14,12 @@ import sys
 import time
 from collections import Counter, deque
 from contextlib import suppress
+from logging import Formatter
 from pathlib import Path
-from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import MAX_DRAIN, STREAMS, Bus
+from shared.logs import TEXT, Lines, Objects, line
 from shared.messages import Execution, Health, Hear, Link, Message, Mode, OrderRequest
 from shared.settings import (
     VERSION,
@@ -165,7 +166,7 @@ class Loop:
     def _handle(self, message: Any, asker: Any = None) -> None:
         now_ns = time.monotonic_ns()
         if isinstance(message, Link):
-            log.info("%s", line(message))
+            log.info("%s", line(message), extra={"said": message})
         hook = self._actor.answer if asker else self._actor.handle
         self._send(hook(message, now_ns), now_ns, asker)
         self._stage_ns.append(time.monotonic_ns() - now_ns)
@@ -185,7 +186,7 @@ class Loop:
             elif isinstance(message, Hear):
                 self._bus.hear(*message)
             if kind in NEWS:
-                log.info("%s", line(message))
+                log.info("%s", line(message), extra={"said": message})
             elif isinstance(message, Mode) and (message.mode, message.reason) != self._mode:
                 self._mode = (message.mode, message.reason)
                 log.warning("mode=%s reason=%s", *self._mode)
@@ -205,12 +206,6 @@ class Loop:
             p99_us=times[len(times) * 99 // 100] // 1000,
             version=VERSION,
         )
-
-
-def line(message: Any) -> str:
-    """Event, then key=value; what is empty is left out."""
-    pairs = (f"{k}={v}" for k, v in message._asdict().items() if v not in ("", 0, None))
-    return " ".join((type(message).__name__, *pairs))
 
 
 def lock_file(run_dir: Path, name: str) -> Path:
@@ -234,29 +229,15 @@ def hold_lock(run_dir: Path, name: str) -> int:
     return fd
 
 
-class Lines(logging.Handler):
-    """One record, one write to stdout, whole or not at all: trading waits for no reader of logs.
-
-    `dropped` counts what a full pipe did not take.
-    """
-
-    dropped = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write it, or drop it."""
-        try:
-            row = self.format(record).encode(errors="replace")
-            os.write(1, row[: PIPE_BUF - 1] + b"\n")
-        except OSError:
-            Lines.dropped += 1
-
-
-def begin(settings: Settings) -> None:
+def begin(settings: Settings, process: str = "") -> None:
     """What every process does first: logs on stdout, files for nobody else, no core dump with a
-    secret in it, and an end with its supervisord."""
+    secret in it, and an end with its supervisord. `process` is its name in JSON."""
     os.set_blocking(1, sys.stdout.isatty())
-    rows = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=settings.LOG_LEVEL, format=rows, handlers=[Lines()])
+    lines = Lines()
+    lines.setFormatter(Objects(process) if settings.LOG_FORMAT == "json" else Formatter(TEXT))
+    logging.basicConfig(level=settings.LOG_LEVEL, handlers=[lines])
+    if settings.LOG_FORMAT == "json":
+        sys.excepthook = lambda *error: log.critical("died", exc_info=error)
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if settings.DIE_WITH_PARENT:
@@ -275,10 +256,11 @@ def _die_with_parent() -> None:
 def run(actor_class: type[Actor]) -> None:
     """The whole life of a service process."""
     settings = load()
-    begin(settings)
+    is_worker = actor_class.service == "worker"
+    slot = settings.WORKER_SLOT if is_worker else 0
+    begin(settings, f"worker-{slot}" if is_worker else actor_class.service)
     sys.setswitchinterval(SWITCH_S)
     actor = actor_class(settings)
-    slot = settings.WORKER_SLOT if actor.service == "worker" else 0
     hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")
     if {"private", "trade"} & set(actor.links):  # one of each per account, whatever the RUN_DIR
         hold_lock(LOCKS, f"{actor.service}-{ledger_account(settings)}-{place(settings)}")

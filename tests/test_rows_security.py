@@ -328,7 +328,7 @@ def test_J1_a_wrong_setting_ends_a_process_with_the_code_that_keeps_it_down(monk
             raise WrongSetting("BYBIT_API_KEY: may move funds: Withdraw")
 
     monkeypatch.setenv("RUN_DIR", str(tmp_path))
-    monkeypatch.setattr(actor, "begin", lambda settings: None)
+    monkeypatch.setattr(actor, "begin", lambda *_: None)
     with pytest.raises(SystemExit) as end:
         actor.run(Refused)
     conf = configparser.RawConfigParser()

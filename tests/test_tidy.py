@@ -21,6 +21,7 @@ CORES = {
     "keeper": ("ledger", "losses", "reconcile", "restarts"),
     "report": ("trades",),
     "watchdog": ("pulse",),
+    "notifier": ("desk", "fills", "modes", "news", "presence", "redact"),
     "paper": (
         *("api", "auditor", "book", "clock", "faults", "gate", "matching", "order", "params"),
         *("public", "rows", "sessions", "stops", "ticker", "topics", "venue", "wallet"),
@@ -38,6 +39,8 @@ DOORS = {
     "pydantic_settings": {"shared/settings.py"},
     "sqlite3": {"services/keeper/store.py", "shared/records.py", "services/report/excursions.py"},
     "plotly": {"services/report/page.py"},
+    "apprise": {"services/notifier/target.py"},
+    "prometheus_client": {"services/dashboard/metrics.py"},
     "numpy": {
         "services/worker/ring.py",
         "services/worker/strategy.py",

@@ -33,6 +33,17 @@ class Books(NamedTuple):
     today_usdt: float | None
     modes: tuple[Row, ...]
 
+    def sums(self) -> dict[str, Decimal | float]:
+        """Over the trades, for metrics."""
+        known = self.statistics
+        return {
+            "profit_usdt": known.profit_usdt,
+            "fees_usdt": known.fees_usdt,
+            "funding_usdt": self.funding_usdt,
+            "closed_lots": known.trades,
+            "won_lots": known.wins,
+        }
+
     @property
     def realised_usdt(self) -> Decimal:
         """Of closed lots, after fees."""

@@ -14,6 +14,7 @@ from nicegui import app, ui
 
 from services.dashboard.desk import Desk
 from services.dashboard.guard import Guard, Tokens
+from services.dashboard.metrics import CONTENT_TYPE
 from services.dashboard.pages import register
 from services.ops.ops import HEALTHZ
 from shared.actor import begin, hold_lock
@@ -45,7 +46,7 @@ def tokens_of(run_dir: Path, port: int) -> Tokens:
 def main() -> None:
     """Until SIGTERM."""
     settings = load()
-    begin(settings)
+    begin(settings, "dashboard")
     hold_lock(settings.RUN_DIR, NAME)
     port = settings.DASHBOARD_PORT
     tokens = tokens_of(settings.RUN_DIR, port)
@@ -68,6 +69,10 @@ def main() -> None:
     def healthz() -> Response:
         """200 while its works go on; 503 once one of them has ended."""
         return Response(status_code=503 if any(task.done() for task in tasks) else 200)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(desk.metrics.text(), media_type=CONTENT_TYPE)
 
     app.add_middleware(Guard, tokens=tokens, port=port)
     ui.run(

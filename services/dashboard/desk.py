@@ -4,11 +4,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 from services.dashboard.books import NO_BOOKS, Books, read, recent_lots
+from services.dashboard.metrics import BotCollector, Caps
 from services.dashboard.watch import Watch
 from services.ops.ops import Supervisor
 from services.report.excursions import FILE, Excursions, wanted
@@ -45,6 +47,8 @@ class Desk:
         self.watch = Watch()
         self.books: Books = NO_BOOKS
         self.states: dict[str, str] = {}
+        caps = settings.part(Caps)
+        self.metrics = BotCollector(self.watch, caps, self.now_ns, self._sums)
         self._bus = Bus(
             settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires
         )
@@ -157,8 +161,13 @@ class Desk:
     def _take(self, message: Any, now_ns: int) -> None:
         if isinstance(message, msg.History):
             self._answered(message.symbol, message)
-        else:
-            self.watch.take(message, now_ns)
+            return
+        if isinstance(message, msg.OrderRequest):
+            self.metrics.observe(message)
+        self.watch.take(message, now_ns)
+
+    def _sums(self) -> Mapping[str, Decimal | float]:
+        return self.books.sums()
 
     def _answered(self, symbol: str, history: msg.History | None) -> None:
         for future in self._histories.pop(symbol, []):

@@ -1,4 +1,4 @@
-"""ops: up, down, status, scale, mode. What `make` calls; talks to supervisord and to the bus."""
+"""ops: up, down, status, logs, scale, mode: what `make` calls. Talks to supervisord and the bus."""
 
 import argparse
 import contextlib
@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Iterable
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from supervisor.xmlrpc import SupervisorTransport
 
-from services.ops import look
+from services.ops import logs, look
 from shared import messages as msg
 from shared.actor import lock_file
 from shared.bus import MAX_PATH, MAX_SLOTS, Bus, make_keys
@@ -42,7 +43,8 @@ UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 HEALTHZ = "healthz"  # of the dashboard: answered without a token, and without a word
-STILL_SECONDS = 5  # the watchdog looks each second
+LISTENERS = ("watchdog", "notifier")  # who only hears
+STILL_SECONDS = 5  # each of them looks each second
 LAST_LINES = 15
 LEDGER_FILES = [
     f"{name}.db{more}" for name in ("state", "excursions") for more in ("", "-wal", "-shm")
@@ -355,8 +357,9 @@ def _obituary(settings: Settings, rows: list[look.Process]) -> str:
     for row in rows:
         log = settings.RUN_DIR / "logs" / f"{row.name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        if lines and WRONG in lines[-1]:
-            return f"{row.name}: {lines[-1].split(WRONG)[1]}"
+        _, _, last = logs.readable(lines[-1]) if lines else ("", "", "")
+        if WRONG in last:
+            return f"{row.name}: {last.split(WRONG)[1]}"
         words += [f"{row.name} is not healthy ({row.state} {row.note})", *lines[-LAST_LINES:]]
     return "\n".join(words)
 
@@ -367,10 +370,9 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
     except GONE:
         return []
     answers = {
-        "watchdog": lambda: _watchdog_looks(settings),
+        **{name: partial(_looks, settings, name) for name in LISTENERS},
         "paper": lambda: _answers(settings.PAPER_PORT, "v5/market/time"),
         "dashboard": lambda: _answers(settings.DASHBOARD_PORT, HEALTHZ),
-        "notifier": lambda: True,
     }
     return [
         look.process(*(row["name"], row["statename"], row["pid"], heard), answers.get(row["name"]))
@@ -382,10 +384,10 @@ def _audited(settings: Settings) -> dict[str, Any]:
     return look.auditor(settings.RUN_DIR) if settings.BYBIT_ENV == "paper" else {}
 
 
-def _watchdog_looks(settings: Settings) -> bool:
+def _looks(settings: Settings, name: str) -> bool:
     """It says nothing, but touches its lock at each look."""
     with contextlib.suppress(OSError):
-        looked_s = lock_file(settings.RUN_DIR, "watchdog-0").stat().st_mtime
+        looked_s = lock_file(settings.RUN_DIR, f"{name}-0").stat().st_mtime
         return time.time() - looked_s < STILL_SECONDS
     return False
 
@@ -423,12 +425,14 @@ def _fail(reason: str) -> int:
 
 
 def main() -> None:
-    """`python -m services.ops up|down|status|scale|mode`."""
+    """`python -m services.ops up|down|status|logs|scale|mode`."""
     parser = argparse.ArgumentParser(prog="python -m services.ops", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("up", help="start everything and wait until it is healthy")
     verbs.add_parser("down", help="stop everything")
     verbs.add_parser("status", help="how it is").add_argument("--json", action="store_true")
+    reader = verbs.add_parser("logs", help="follow the logs")
+    reader.add_argument("--service", default="", help="only those that begin so: router, worker-1")
     verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
     verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
     verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
@@ -439,6 +443,8 @@ def main() -> None:
     settings = load() if asked.verb in ("up", "paper-reset", "bus-keys") else running()
     if asked.verb == "status":
         code = status(settings, asked.json)
+    elif asked.verb == "logs":
+        code = logs.follow(settings.RUN_DIR / "logs", asked.service)
     elif asked.verb == "scale":
         code = scale(settings, asked.n)
     elif asked.verb == "mode":

@@ -81,7 +81,7 @@ def venue_of(
 def run() -> None:
     """Serve until SIGTERM."""
     settings = load()
-    begin(settings)
+    begin(settings, "paper")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     hold_lock(settings.RUN_DIR, "paper-0")
     try:

@@ -115,7 +115,7 @@ class Router(Actor):
         self.ready = self._mode is not None and self._account_ok and self._linked
         self.note = self._mode.mode if self._mode else "no ledger yet"
         for bucket, percent in self._budget.load_pct(now_ns).items():
-            self.counters[f"budget_{bucket}_pct"] = percent
+            self.counters[f"budget_{bucket.replace('-', '_')}_pct"] = percent
         self.ages_ms["account"] = (now_ns - self._heard_ns) // 1_000_000 if self._heard_ns else -1
         return messages + self._set_leverage(now_ns)
 

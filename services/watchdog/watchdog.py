@@ -51,7 +51,7 @@ def _end(pid: int, name: str) -> None:
 def main() -> None:
     """Until SIGTERM."""
     settings = load()
-    begin(settings)
+    begin(settings, "watchdog")
     lock = hold_lock(settings.RUN_DIR, NAME) if settings.RUN_DIR.is_dir() else -1
     signal.signal(signal.SIGTERM, _leave)
     streams = [stream.name for stream in STREAMS.values() if stream.pattern == "PUB"]
