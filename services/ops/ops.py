@@ -369,7 +369,7 @@ def _rows(settings: Settings, supervisor: Supervisor, heard: look.Heard) -> list
         infos = supervisor.processes()
     except GONE:
         return []
-    answers = {
+    answers: dict[str, Callable[[], bool]] = {
         **{name: partial(_looks, settings, name) for name in LISTENERS},
         "paper": lambda: _answers(settings.PAPER_PORT, "v5/market/time"),
         "dashboard": lambda: _answers(settings.DASHBOARD_PORT, HEALTHZ),
