@@ -17,6 +17,7 @@ from services.dashboard.guard import Guard, Tokens
 from services.dashboard.pages import register
 from services.ops.ops import HEALTHZ
 from shared.actor import begin, hold_lock
+from shared.messages import NOT_OURS
 from shared.settings import DASHBOARD_FILE, load
 
 NAME = "dashboard-0"
@@ -33,10 +34,13 @@ def tokens_of(run_dir: Path, port: int) -> Tokens:
     try:
         known = json.loads(file.read_text())
         tokens = Tokens(*(known[name].partition("token=")[2] for name in ("look", "steer")))
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, *NOT_OURS):
+        tokens = Tokens("", "")
+    if not all(tokens):  # an empty one would be everybody's
         tokens = Tokens.fresh()
     to = f"http://{HOST}:{port}/?token="
     draft = file.with_suffix(".new")
+    draft.touch(0o600)
     draft.write_text(json.dumps({"look": to + tokens.view, "steer": to + tokens.control}))
     draft.replace(file)
     return tokens
