@@ -57,7 +57,7 @@ def _open_symbol(event: Any) -> None:
 
 def _columns() -> list[dict[str, Any]]:
     return [
-        column("symbol", "symbol", 150, pinned="left"),
+        column("symbol", "symbol", 180, pinned="left", sort="asc"),
         number("last", "price", PRICE, 130),
         number("to_lower_pct", "to lower band, %", SIGNED.format(3), 140, cellClassRules=NEAR),
         number("to_upper_pct", "to upper band, %", SIGNED.format(3), 140, cellClassRules=NEAR),

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from services.dashboard.books import NO_BOOKS, Books, read, recent_lots
-from services.dashboard.watch import Watch
+from services.dashboard.watch import Process, Watch
 from services.ops.ops import Supervisor
 from services.report.excursions import FILE, Excursions, wanted
 from services.report.trades import Point
@@ -44,6 +44,7 @@ class Desk:
         self.watch = Watch()
         self.books: Books = NO_BOOKS
         self.states: dict[str, str] = {}
+        self._stopped: set[str] = set()
         self._bus = Bus(
             settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires
         )
@@ -78,7 +79,10 @@ class Desk:
         """For ever: what supervisord says of each process."""
         supervisor = Supervisor(self.settings.RUN_DIR)
         while True:
-            self.states = await asyncio.to_thread(_states, supervisor)
+            states = await asyncio.to_thread(_states, supervisor)
+            if states:
+                self._stopped = (self._stopped | self.states.keys()) - states.keys()
+            self.states = states
             await asyncio.sleep(LOOK_S)
 
     async def remember(self) -> None:
@@ -115,12 +119,21 @@ class Desk:
         if wallet:
             now = float(wallet.total_equity)
             top = max(now, self.books.top_usdt)
-            points.append(Point(time.time_ns() // 1_000_000, now, 100 * (now - top) / top))
+            below_pct = 100 * (now - top) / top if top > 0 else 0.0
+            points.append(Point(time.time_ns() // 1_000_000, now, below_pct))
         return points
 
     def now_ns(self) -> int:
         """The clock by which the bus is heard."""
         return time.monotonic_ns()
+
+    def processes(self, now_ns: int) -> list[Process]:
+        """Every process, without those that were there and that supervisord was told to stop."""
+        return [p for p in self.watch.processes(now_ns) if p.alive or p.name not in self._stopped]
+
+    def dead(self, now_ns: int) -> list[str]:
+        """Names of those of them that do not speak."""
+        return [process.name for process in self.processes(now_ns) if not process.alive]
 
     def gates(self, symbol: str) -> tuple[list[Gate], str]:
         """What stands between this symbol and an order, and the verdict in words."""
