@@ -83,6 +83,10 @@ def the_process(*words: tuple[int, msg.Health], at_ns: int) -> Process:
     return found
 
 
+def dead(watch: Watch, at_ns: int) -> list[str]:
+    return [process.name for process in watch.processes(at_ns) if not process.alive]
+
+
 LONG, SHORT = position(lot()), position(lot("Sell"))
 RESTING = position(orders=(order(),))
 
@@ -209,12 +213,12 @@ def test_a_process_is_alive_for_two_and_a_half_seconds_after_a_word() -> None:
 
 def test_who_does_not_speak_is_dead_and_who_never_spoke_is_too() -> None:
     watch = watched(health("ingestor"), health("router"), health("worker", 3))
-    assert watch.dead(NOW) == ["keeper"]
+    assert dead(watch, NOW) == ["keeper"]
     watch.take(health("keeper"), NOW + 2 * SECOND)
-    assert watch.dead(NOW + 2 * SECOND) == []
-    assert watch.dead(NOW + 3 * SECOND) == ["ingestor", "router", "worker-3"]
+    assert dead(watch, NOW + 2 * SECOND) == []
+    assert dead(watch, NOW + 3 * SECOND) == ["ingestor", "router", "worker-3"]
     watch.take(health("router"), NOW + 3 * SECOND)
-    assert watch.dead(NOW + 3 * SECOND) == ["ingestor", "worker-3"]
+    assert dead(watch, NOW + 3 * SECOND) == ["ingestor", "worker-3"]
 
 
 def test_before_anybody_spoke_all_that_must_be_there_are_dead() -> None:
@@ -277,7 +281,7 @@ def test_a_generation_of_workers_that_was_replaced_disappears() -> None:
     later_ns = NOW + 2 * SILENT_NS
     for slot in (2, 3, 4):
         watch.take(health("worker", slot, shard=f"{slot - 2}/3"), later_ns)
-    assert {"worker-0", "worker-1"} <= set(watch.dead(later_ns))  # perhaps they only hang
+    assert {"worker-0", "worker-1"} <= set(dead(watch, later_ns))  # perhaps they only hang
     watch.take(health("keeper"), later_ns + 1)
     names = [p.name for p in watch.processes(later_ns + 1) if p.pid]
     assert names == ["keeper", "worker-2", "worker-3", "worker-4"]
@@ -287,7 +291,7 @@ def test_a_generation_of_workers_that_was_replaced_disappears() -> None:
 def test_other_processes_stay_however_long_they_are_silent() -> None:
     watch = watched(health("keeper"))
     watch.take(health("router"), NOW + 100 * SECOND)
-    assert "keeper" in watch.health and "keeper" in watch.dead(NOW + 100 * SECOND)
+    assert "keeper" in watch.health and "keeper" in dead(watch, NOW + 100 * SECOND)
 
 
 def test_times_of_commands_are_those_of_accepted_ones() -> None:
