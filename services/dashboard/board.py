@@ -35,7 +35,7 @@ def build(desk: Desk) -> None:
         search = ui.input("filter").props("dense clearable").props("data-testid=filter")
         counts = ui.label().classes("text-sm text-gray-400").props("data-testid=counts")
     grid = Grid("symbol", _columns(), "calc(100vh - 11rem)")
-    grid.element.on("rowClicked", _open_symbol, ["data.symbol"])
+    grid.element.on("rowClicked", _open_symbol, ["data"])
     search.on_value_change(
         lambda event: grid.element.run_grid_method("setGridOption", "quickFilterText", event.value)
     )
