@@ -13,6 +13,7 @@ from shared import messages as msg
 from shared.bus import MAX_SLOTS
 
 READ_S, SAY_S = 2.0, 0.3
+NOTED = ": "  # in the journal, between who did something and what it was
 MOST_SHARDS = MAX_SLOTS // 2
 WISHES = {
     "Pause": (msg.REDUCE_ONLY, "cancel entries, open nothing new; exits stay"),
@@ -96,7 +97,7 @@ def _asks(
 
 def _signature(name: str) -> str:
     """Whoever it was, it came from here."""
-    given = " ".join(name.split())[:40]
+    given = " ".join(name.replace(":", " ").split())[:40]
     return f"{given} (dashboard)" if given not in ("", "dashboard") else "dashboard"
 
 
@@ -110,10 +111,11 @@ def _columns() -> list[dict[str, object]]:
 
 
 def _row(row: dict[str, object]) -> dict[str, object]:
+    who, _, note = str(row["who"]).partition(NOTED)
     return {
         "row": row["rowid"],
         "time": moment(int(str(row["wall_ms"]))),
         "mode": row["mode"],
-        "reason": row["reason"],
-        "who": row["who"] or "the bot",
+        "reason": note or row["reason"],
+        "who": who or "the bot",
     }

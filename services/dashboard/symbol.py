@@ -133,7 +133,7 @@ def _fills(books: SymbolBooks) -> list[Fill]:
 
 
 def _tell(where: ui.column, books: SymbolBooks) -> None:
-    """Each lot's life as a list, the open ones first."""
+    """Each lot's life as a list; those of open ones unfolded."""
     where.clear()
     with where:
         if not books.lots:
