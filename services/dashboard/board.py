@@ -35,7 +35,7 @@ def build(desk: Desk) -> None:
         search = ui.input("filter").props("dense clearable").props("data-testid=filter")
         counts = ui.label().classes("text-sm text-gray-400").props("data-testid=counts")
     grid = Grid("symbol", _columns(), "calc(100vh - 11rem)")
-    grid.element.on("rowClicked", _open_symbol, ["data.symbol"])
+    grid.element.on("rowClicked", _open_symbol, ["data"])
     search.on_value_change(
         lambda event: grid.element.run_grid_method("setGridOption", "quickFilterText", event.value)
     )
@@ -57,7 +57,7 @@ def _open_symbol(event: Any) -> None:
 
 def _columns() -> list[dict[str, Any]]:
     return [
-        column("symbol", "symbol", 150, pinned="left"),
+        column("symbol", "symbol", 180, pinned="left", sort="asc"),
         number("last", "price", PRICE, 130),
         number("to_lower_pct", "to lower band, %", SIGNED.format(3), 140, cellClassRules=NEAR),
         number("to_upper_pct", "to upper band, %", SIGNED.format(3), 140, cellClassRules=NEAR),

@@ -1,13 +1,14 @@
 """charts: numbers in, ECharts options out. Pure: what a picture shows can be tested without one."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from services.worker.ring import Ring
 from services.worker.strategy import Parameters, bands
 from shared import messages as msg
+from shared.instrument import decimal_of
 
+EXACT = 20  # digits after the point: a line's price is rounded to 2 of them unless told
 SHOWN_BARS = 180  # three hours of minutes: what a screen can show
 UP, DOWN, BAND, ENTRY, EXIT, LAST = "#26a69a", "#ef5350", "#7e9bd1", "#ffb300", "#ab7df6", "#90a4ae"
 Options = dict[str, Any]
@@ -85,7 +86,11 @@ def candle_chart(
             "yAxis": level.price,
             "name": level.name,
             "lineStyle": {"color": level.colour, "type": "dashed"},
-            "label": {"formatter": f"{level.name} {level.price:.10g}", "color": level.colour},
+            "label": {
+                "formatter": f"{level.name} {decimal_of(level.price):f}",
+                "color": level.colour,
+                "position": "insideStartTop" if level.colour == LAST else "end",
+            },
         }
         for level in levels
     ]
@@ -102,7 +107,12 @@ def candle_chart(
                 "name": "price",
                 "data": [[c.open, c.close, c.low, c.high] for c in shown],
                 "itemStyle": {"color": UP, "color0": DOWN, "borderColor": UP, "borderColor0": DOWN},
-                "markLine": {"symbol": "none", "data": lines, "animation": False},
+                "markLine": {
+                    "symbol": "none",
+                    "data": lines,
+                    "animation": False,
+                    "precision": EXACT,
+                },
             },
             _line("lower band", [c.lower for c in shown]),
             _line("upper band", [c.upper for c in shown]),
@@ -169,4 +179,6 @@ def _line(name: str, values: list[float | None]) -> Options:
 
 
 def _minute(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%H:%M")
+    """UTC, as `22:14`."""
+    hours, minutes = divmod(at_ms // 60_000 % 1_440, 60)
+    return f"{hours:02d}:{minutes:02d}"

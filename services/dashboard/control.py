@@ -13,6 +13,7 @@ from shared import messages as msg
 from shared.bus import MAX_SLOTS
 
 READ_S, SAY_S = 2.0, 0.3
+NOTED = ": "  # in the journal, between who did something and what it was
 MOST_SHARDS = MAX_SLOTS // 2
 WISHES = {
     "Pause": (msg.REDUCE_ONLY, "cancel entries, open nothing new; exits stay"),
@@ -37,7 +38,7 @@ def build(desk: Desk, rights: str) -> None:
                 sanitize=False,
             )
     with panel("What was asked for, and every change of mode", "w-full"):
-        journal = Grid("row", _columns(), "24rem")
+        journal = Grid("row", _columns(), "24rem", on_top=True)
     every(READ_S, lambda: journal.show([_row(row) for row in desk.books.modes]))
 
 
@@ -57,21 +58,22 @@ def _wishes(desk: Desk) -> None:
                 ui.label(meaning).classes("text-sm text-gray-400")
     with panel("Signal workers", "w-full"):
         count = ui.number("shards", value=desk.watch.shards() or 1, min=1, max=MOST_SHARDS, step=1)
-        progress, said = (
-            ui.label().props("data-testid=scaling"),
-            [""],
-        )  # by a thread, which touches no page
+        count.classes("w-36").props("data-testid=shards")
+        said = [""]  # by a thread, which touches no page
 
         async def scale() -> None:
             wanted, name = int(count.value or 0), _signature(who.value)
             say = partial(said.__setitem__, 0)
+            button.disable()  # one generation at a time
             try:
                 say(await run.io_bound(scaled, desk.settings, wanted, name, say))
             except Unable as error:
                 say(str(error))
+            finally:
+                button.enable()
 
         with ui.row().classes("items-center gap-4"):
-            ui.button("Scale", on_click=scale).classes("w-36").props("data-testid=scale")
+            button = ui.button("Scale", on_click=scale).classes("w-36").props("data-testid=scale")
             progress = ui.label("a new generation takes over; no symbol misses a bar")
             progress.classes("text-sm text-gray-400").props("data-testid=scaling")
         every(SAY_S, lambda: progress.set_text(said[0] or progress.text))
@@ -95,7 +97,7 @@ def _asks(
 
 def _signature(name: str) -> str:
     """Whoever it was, it came from here."""
-    given = " ".join(name.split())[:40]
+    given = " ".join(name.replace(":", " ").split())[:40]
     return f"{given} (dashboard)" if given not in ("", "dashboard") else "dashboard"
 
 
@@ -109,10 +111,11 @@ def _columns() -> list[dict[str, object]]:
 
 
 def _row(row: dict[str, object]) -> dict[str, object]:
+    who, _, note = str(row["who"]).partition(NOTED)
     return {
         "row": row["rowid"],
         "time": moment(int(str(row["wall_ms"]))),
         "mode": row["mode"],
-        "reason": row["reason"],
-        "who": row["who"] or "the bot",
+        "reason": note or row["reason"],
+        "who": who or "the bot",
     }

@@ -18,6 +18,7 @@ from services.dashboard.metrics import CONTENT_TYPE
 from services.dashboard.pages import register
 from services.ops.ops import HEALTHZ
 from shared.actor import begin, hold_lock
+from shared.messages import NOT_OURS
 from shared.settings import DASHBOARD_FILE, load
 
 NAME = "dashboard-0"
@@ -34,13 +35,23 @@ def tokens_of(run_dir: Path, port: int) -> Tokens:
     try:
         known = json.loads(file.read_text())
         tokens = Tokens(*(known[name].partition("token=")[2] for name in ("look", "steer")))
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, *NOT_OURS):
+        tokens = Tokens("", "")
+    if not all(tokens):  # an empty one would be everybody's
         tokens = Tokens.fresh()
     to = f"http://{HOST}:{port}/?token="
     draft = file.with_suffix(".new")
+    draft.touch(0o600)
     draft.write_text(json.dumps({"look": to + tokens.view, "steer": to + tokens.control}))
     draft.replace(file)
     return tokens
+
+
+def _ended(task: asyncio.Task[None]) -> None:
+    """A work that raised ends the process, and supervisord starts it again."""
+    if not task.cancelled() and (error := task.exception()):
+        log.error("ended error=%r", error)
+        app.shutdown()
 
 
 def main() -> None:
@@ -57,6 +68,8 @@ def main() -> None:
     @app.on_startup
     def start() -> None:
         tasks.extend(asyncio.create_task(work) for work in desk.works())
+        for task in tasks:
+            task.add_done_callback(_ended)
         log.info("dashboard start port=%d", port)
 
     @app.on_shutdown

@@ -11,8 +11,8 @@ from typing import Any
 
 from services.dashboard.books import NO_BOOKS, Books, read, recent_lots
 from services.dashboard.metrics import BotCollector, Caps
-from services.dashboard.watch import Watch
-from services.ops.ops import Supervisor
+from services.dashboard.watch import Process, Watch
+from services.ops.ops import GONE, Supervisor
 from services.report.excursions import FILE, Excursions, wanted
 from services.report.trades import Point
 from services.why.why import Gate, Heard, gates, verdict
@@ -49,6 +49,7 @@ class Desk:
         self.states: dict[str, str] = {}
         caps = settings.part(Caps)
         self.metrics = BotCollector(self.watch, caps, self.now_ns, self._sums)
+        self._stopped: set[str] = set()
         self._bus = Bus(
             settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires
         )
@@ -84,7 +85,10 @@ class Desk:
         """For ever: what supervisord says of each process."""
         supervisor = Supervisor(self.settings.RUN_DIR)
         while True:
-            self.states = await asyncio.to_thread(_states, supervisor)
+            states = await asyncio.to_thread(_states, supervisor)
+            if states:
+                self._stopped = (self._stopped | self.states.keys()) - states.keys()
+            self.states = states
             await asyncio.sleep(LOOK_S)
 
     async def remember(self) -> None:
@@ -93,13 +97,15 @@ class Desk:
         kept = Excursions(self.settings.RUN_DIR / FILE, interval_ms)
         while True:
             now_ms = self.watch.market_ms()
-            lots = await asyncio.to_thread(
-                recent_lots, self.settings.RUN_DIR, now_ms - KEPT_BARS * interval_ms
-            )
-            for symbol in wanted(lots, kept.known, now_ms, interval_ms):
-                history = await self.history_asked(symbol)
-                if history and history.bars:
-                    kept.take(history, lots)
+            since_ms = now_ms - KEPT_BARS * interval_ms
+            try:
+                lots = await asyncio.to_thread(recent_lots, self.settings.RUN_DIR, since_ms)
+                for symbol in wanted(lots, kept.known, now_ms, interval_ms):
+                    history = await self.history_asked(symbol)
+                    if history and history.bars:
+                        kept.take(history, lots)
+            except Broken as error:  # the next look may find more
+                log.warning("excursions not kept error=%s", error)
             await asyncio.sleep(REMEMBER_S)
 
     def works(self) -> list[Coroutine[None, None, None]]:
@@ -121,12 +127,21 @@ class Desk:
         if wallet:
             now = float(wallet.total_equity)
             top = max(now, self.books.top_usdt)
-            points.append(Point(time.time_ns() // 1_000_000, now, 100 * (now - top) / top))
+            below_pct = 100 * (now - top) / top if top > 0 else 0.0
+            points.append(Point(time.time_ns() // 1_000_000, now, below_pct))
         return points
 
     def now_ns(self) -> int:
         """The clock by which the bus is heard."""
         return time.monotonic_ns()
+
+    def processes(self, now_ns: int) -> list[Process]:
+        """Every process, without those that were there and that supervisord was told to stop."""
+        return [p for p in self.watch.processes(now_ns) if p.alive or p.name not in self._stopped]
+
+    def dead(self, now_ns: int) -> list[str]:
+        """Names of those of them that do not speak."""
+        return [process.name for process in self.processes(now_ns) if not process.alive]
 
     def gates(self, symbol: str) -> tuple[list[Gate], str]:
         """What stands between this symbol and an order, and the verdict in words."""
@@ -177,6 +192,7 @@ class Desk:
 
 def _states(supervisor: Supervisor) -> dict[str, str]:
     """RUNNING, BACKOFF, ... by process; empty without a supervisord."""
-    if not supervisor.alive():
+    try:
+        return {row["name"]: row["statename"] for row in supervisor.processes()}
+    except GONE:
         return {}
-    return {row["name"]: row["statename"] for row in supervisor.processes()}

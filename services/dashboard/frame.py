@@ -12,7 +12,7 @@ from services.dashboard.desk import Desk
 from shared import messages as msg
 
 REFRESH_S = 1.0
-HEAD_S = 0.5  # so that a dead keeper is shown as dead within 3 s
+HEAD_S = 0.25  # so that a dead keeper is shown as dead within 3 s
 COLOURS = {msg.RUN: "green-8", msg.NO_ENTRY: "amber-9"}
 OTHER_MODE = "red-8"
 LINKS = {"Overview": "/", "Board": "/board", "Trades": "/trades", "Control": "/control"}
@@ -20,7 +20,8 @@ LINKS = {"Overview": "/", "Board": "/board", "Trades": "/trades", "Control": "/c
 SIGNED = "p => p.value == null ? '' : (p.value > 0 ? '+' : '') + p.value.toFixed({})"
 FIXED = "p => p.value == null ? '' : p.value.toFixed({})"
 PRICE = "p => p.value == null ? '' : String(Number(p.value.toPrecision(8)))"
-GAIN_CLASSES = {"text-green-400": "x > 0", "text-red-400": "x < 0"}
+GAIN, LOSS = "text-green-400", "text-red-400"
+GAIN_CLASSES = {GAIN: "x > 0", LOSS: "x < 0"}
 """AG Grid: formatters and class rules, in its own expressions."""
 
 Options = dict[str, Any]
@@ -46,7 +47,7 @@ def frame(desk: Desk, title: str) -> None:
         watch = desk.watch
         now_ns = desk.now_ns()
         said, wallet = watch.mode, watch.wallet
-        silent = watch.dead(now_ns)
+        silent = desk.dead(now_ns)
         name = said.mode if said and "keeper" not in silent else "UNKNOWN"
         reason = f": {said.reason}" if said and said.reason and name != "UNKNOWN" else ""
         mode.set_text(name + reason)
@@ -68,7 +69,7 @@ class Tiles:
     """A row of numbers, each under its name."""
 
     def __init__(self) -> None:
-        self._row = ui.row().classes("gap-3 w-full")
+        self._row = ui.row().classes("gap-3 w-full items-stretch")
         self._labels: dict[str, tuple[ui.label, ui.label]] = {}
 
     def set(self, name: str, value: str, more: str = "", gain: Any = None) -> None:
@@ -82,15 +83,19 @@ class Tiles:
         big, small = self._labels[name]
         big.set_text(value)
         small.set_text(more)
-        colour = "" if not gain else "text-green-400" if gain > 0 else "text-red-400"
-        big.classes(add=colour, remove="" if colour else "text-green-400 text-red-400")
+        colour = "" if not gain else GAIN if gain > 0 else LOSS
+        big.classes(add=colour, remove=f"{GAIN} {LOSS}".replace(colour, ""))
 
 
 class Grid:
-    """An AG Grid whose rows are sent once, and then only those that have changed."""
+    """An AG Grid whose rows are sent once, and then only those that have changed. Rows that come
+    later are put below the others, or on top of them."""
 
-    def __init__(self, key: str, columns: list[Options], height: str, **options: Any) -> None:
+    def __init__(
+        self, key: str, columns: list[Options], height: str, on_top: bool = False, **options: Any
+    ) -> None:
         self._key, self._sent = key, dict[str, Options]()
+        self._where = {"addIndex": 0} if on_top else {}
         self.element = ui.aggrid(
             {
                 "columnDefs": columns,
@@ -117,7 +122,7 @@ class Grid:
                 "remove": [row for key, row in self._sent.items() if key not in new],
             }
             if any(change.values()):
-                self.element.run_grid_method("applyTransactionAsync", change)
+                self.element.run_grid_method("applyTransactionAsync", {**change, **self._where})
         self._sent = new
 
 
@@ -141,8 +146,11 @@ def panel(title: str, classes: str = "") -> Iterator[None]:
 
 
 def money(value: Decimal | float | None, digits: int = 2) -> str:
-    """`+1,234.50`; a dash where it is not known."""
-    return "–" if value is None else f"{value:+,.{digits}f}"
+    """`+1,234.50`; no sign of what is rounded to nothing; a dash where it is not known."""
+    if value is None:
+        return "–"
+    text = f"{value:+,.{digits}f}"
+    return text if text.strip("+-0.,") else text[1:]
 
 
 def moment(at_ms: int) -> str:

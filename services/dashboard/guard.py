@@ -48,7 +48,9 @@ class Tokens(NamedTuple):
 
     def rights(self, token: str) -> str:
         """VIEW, CONTROL, or empty."""
-        given = token.encode()
+        given = token.encode(errors="replace")
+        if not given:
+            return ""
         if compare_digest(given, self.control.encode()):
             return CONTROL
         return VIEW if compare_digest(given, self.view.encode()) else ""
@@ -72,7 +74,7 @@ class Guard:
         origin = headers.get("origin", "")
         if headers.get("host") not in self._hosts:
             await _refuse(scope, send, 421, "this page has another name")
-        elif origin and urlsplit(origin).netloc not in self._hosts:
+        elif origin and _host(origin) not in self._hosts:
             await _refuse(scope, send, 403, "asked for by another page")
         elif scope["type"] == "http" and scope["path"] == LOGIN and scope["method"] == "POST":
             await self._enter(send, await _form_token(receive), _page(headers))
@@ -102,7 +104,7 @@ class Guard:
             await _answer(send, 401, ASK, ())
             return
         cookie = f"{self._cookie}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
-        moved = ((b"location", to.encode("latin-1", "replace")), (b"set-cookie", cookie.encode()))
+        moved = ((b"location", to.encode()), (b"set-cookie", cookie.encode()))
         await _answer(send, 303, "", moved)
 
 
@@ -114,17 +116,29 @@ def _query_token(scope: Scope) -> str | None:
 def _without_token(scope: Scope) -> str:
     pairs = parse_qsl(scope["query_string"].decode("latin-1"))
     rest = urlencode([(name, value) for name, value in pairs if name != "token"])
-    return _path(scope["path"]) + ("?" + rest if rest else "")
+    return _local(scope["path"]) + ("?" + rest if rest else "")
 
 
 def _page(headers: dict[str, str]) -> str:
     """The page of ours on which the form stood; never another host's."""
-    return _path(unquote(urlsplit(headers.get("referer", "")).path))
+    try:
+        return _local(unquote(urlsplit(headers.get("referer", "")).path))
+    except ValueError:
+        return "/"
 
 
-def _path(path: str) -> str:
-    """A path as an address of ours: whatever it holds, it leads to no other host."""
-    return "/" + quote(path.lstrip("/\\"))
+def _host(address: str) -> str:
+    """Name and port of an address; empty where it is none."""
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        return ""
+
+
+def _local(path: str) -> str:
+    """A path of this host as a header holds it. A browser takes `//`, a backslash or a tab after
+    the first slash for the begin of a host's name, and a line break would begin another header."""
+    return "/" + quote(path.lstrip("/"), errors="replace")
 
 
 async def _form_token(receive: Any) -> str:

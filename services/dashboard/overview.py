@@ -51,7 +51,7 @@ def build(desk: Desk) -> None:
             _bot(desk, bot_tiles)
             _budget(desk, budget, bars)
             latency.set_text(_latency(desk))
-            processes.show([_row(process, desk) for process in desk.watch.processes(desk.now_ns())])
+            processes.show([_row(process, desk) for process in desk.processes(desk.now_ns())])
         foot.set_text(desk.refresh_text())
 
     every(REFRESH_S, refresh)
@@ -67,8 +67,8 @@ def _money(desk: Desk, tiles: Tiles) -> None:
         "Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt
     )
     tiles.set("Open", money(opened), "at the last price", opened)
-    tiles.set("Fees", money(books.fees_usdt), "paid: positive")
-    tiles.set("Funding", money(books.funding_usdt), "paid: positive")
+    tiles.set("Fees", money(books.fees_usdt), "of closed lots, paid")
+    tiles.set("Funding", money(books.funding_usdt), "paid, if above 0")
     tiles.set(
         "Drawdown", f"{books.drawdown_pct:.2f} %", f"at worst {books.worst_drawdown_pct:.2f} %"
     )

@@ -31,6 +31,7 @@ from services.dashboard.frame import (
 )
 from services.worker.strategy import Parameters
 from shared import messages as msg
+from shared.instrument import decimal_of
 
 BARS_S = 5.0  # between two looks at bars and ledger
 GATES = {"text-green-400": "x === 'yes'", "text-red-400": "x === 'no'"}
@@ -55,7 +56,7 @@ def build(desk: Desk, symbol: str) -> None:
                 ui.column().classes("w-full gap-2 overflow-auto max-h-96").props("data-testid=lots")
             )
     with panel("Touches of its bands, and what came of each", "w-full"):
-        touches = Grid("bar", _touch_columns(), "16rem")
+        touches = Grid("bar", _touch_columns(), "16rem", on_top=True)
     shown: list[Candle] = []
     books = NO_SYMBOL
     drawn = told = None
@@ -95,12 +96,19 @@ def _tiles(desk: Desk, symbol: str, tiles: Tiles) -> None:
         tiles.set("Price", "–", "no worker speaks of it")
         return
     near = [f"{d:+.3f} %" if d is not None else "–" for d in (row.to_lower_pct, row.to_upper_pct)]
-    tiles.set("Price", f"{row.last:.10g}", "" if row.age_s is None else f"{row.age_s:.0f} s old")
+    tiles.set(
+        "Price", f"{decimal_of(row.last):f}", "" if row.age_s is None else f"{row.age_s:.0f} s old"
+    )
     tiles.set("To lower band", near[0])
     tiles.set("To upper band", near[1])
     tiles.set("Volatility", f"{row.volatility_pct:.3f} %")
     tiles.set("State", row.state)
-    tiles.set("Open", money(row.open_usdt, 4), f"{row.lots} lots", row.open_usdt)
+    tiles.set(
+        "Open",
+        money(row.open_usdt, 4),
+        f"{row.lots} {'lot' if row.lots == 1 else 'lots'}",
+        row.open_usdt,
+    )
 
 
 def _levels(desk: Desk, symbol: str) -> list[Level]:
@@ -125,7 +133,7 @@ def _fills(books: SymbolBooks) -> list[Fill]:
 
 
 def _tell(where: ui.column, books: SymbolBooks) -> None:
-    """Each lot's life as a list, the open ones first."""
+    """Each lot's life as a list; those of open ones unfolded."""
     where.clear()
     with where:
         if not books.lots:

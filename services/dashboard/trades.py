@@ -37,14 +37,14 @@ def build(desk: Desk) -> None:
     tiles = Tiles()
     with ui.row().classes("w-full gap-4 items-start no-wrap"):
         with panel("By symbol", "w-1/2"):
-            symbols = Grid("name", _group_columns("symbol"), "18rem")
+            symbols = Grid("name", _group_columns("symbol", "profit_usdt"), "18rem")
         with panel("By reason", "w-1/2"):
-            reasons = Grid("name", _group_columns("reason"), "18rem")
+            reasons = Grid("name", _group_columns("reason", "trades"), "18rem")
     with panel("Closed lots", "w-full"):
         with ui.row().classes("items-center gap-6"):
             ui.link("export CSV", CSV).props("data-testid=csv")
             count = ui.label().classes("text-sm text-gray-400").props("data-testid=count")
-        lots = Grid("entry_id", _columns(), "calc(100vh - 26rem)")
+        lots = Grid("entry_id", _columns(), "calc(100vh - 26rem)", on_top=True)
     shown: Any = None
 
     def refresh() -> None:
@@ -93,15 +93,16 @@ def _number(value: Any, unit: str = "", digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}{unit}"
 
 
-def _group_columns(name: str) -> list[dict[str, Any]]:
+def _group_columns(name: str, largest: str) -> list[dict[str, Any]]:
     gain = {"cellClassRules": GAIN_CLASSES}
-    return [
+    columns = [
         column("name", name, 130, flex=1, minWidth=110),
         number("trades", "trades", FIXED.format(0), 90),
         number("win_rate_pct", "won, %", FIXED.format(1), 90),
         number("profit_usdt", "profit, USDT", SIGNED.format(4), 130, **gain),
         number("fees_usdt", "fees, USDT", FIXED.format(4), 120),
     ]
+    return [{**c, "sort": "desc"} if c["field"] == largest else c for c in columns]
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _group(group: Group) -> dict[str, Any]:
 def _columns() -> list[dict[str, Any]]:
     gain = {"cellClassRules": GAIN_CLASSES}
     return [
-        column("symbol", "symbol", 130, pinned="left"),
+        column("symbol", "symbol", 170, pinned="left"),
         column("side", "side", 80),
         column("opened", "opened, UTC", 140),
         column("closed", "closed, UTC", 140),
@@ -130,9 +131,9 @@ def _columns() -> list[dict[str, Any]]:
         number("profit_pct", "profit, %", SIGNED.format(3), 110, **gain),
         number("fees_usdt", "fees, USDT", FIXED.format(5), 130),
         number("run_up_pct", "run-up, %", SIGNED.format(2), 120),
-        number("draw_down_pct", "draw-down, %", SIGNED.format(2), 140),
+        number("draw_down_pct", "draw-down, %", SIGNED.format(2), 150),
         column("reason", "reason", 120),
-        column("entry_id", "id", 230),
+        column("entry_id", "id", 280),
     ]
 
 

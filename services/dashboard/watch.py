@@ -101,10 +101,6 @@ class Watch:
         found += [Process(name, False, False, *empty, {}, None) for name in missing]
         return sorted(found)
 
-    def dead(self, now_ns: int) -> list[str]:
-        """Names of those that do not speak."""
-        return [process.name for process in self.processes(now_ns) if not process.alive]
-
     def board(self, now_ns: int) -> list[Row]:
         """One row per symbol, by name."""
         return [self._row(quote, now_ns) for _, quote in sorted(self.quotes.items())]
