@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import cache
+from operator import itemgetter
 from typing import Any, NamedTuple, get_type_hints
 from urllib.parse import urlsplit
 
-import orjson
 import requests
 import websocket
 from pybit.exceptions import FailedRequestError, InvalidRequestError
@@ -25,6 +25,7 @@ from pybit.unified_trading import HTTP, WebSocket, WebSocketTrading
 
 from shared import messages as msg
 from shared.settings import Settings
+from shared.stream import Ears, PublicSocket
 
 LINEAR = {"category": "linear"}
 PRIVATE_TOPICS = {"order": msg.OrderUpdate, "execution": msg.Execution, "wallet": msg.Wallet}
@@ -41,6 +42,9 @@ WINDOW_MS = 6 * 86_400_000  # `startTime` alone means seven days from it; older:
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
 BAD_FRAME = msg.NOT_OURS
+KLINE_FIELDS = itemgetter(
+    *("start", "confirm", "timestamp", "open", "high", "low", "close", "volume", "turnover")
+)
 NET_ERRORS = (FailedRequestError, requests.RequestException)
 LOST = (websocket.WebSocketException, OSError, AttributeError)  # the last: closed while sending
 
@@ -53,7 +57,6 @@ REFUSED |= {110094}
 
 Post = Callable[[Any], None]
 Call = Callable[..., tuple[Any, Any]]
-log = logging.getLogger("dm")
 logging.getLogger("pybit").setLevel(logging.CRITICAL)
 logging.getLogger("websocket").disabled = True  # its errors come back as Link
 
@@ -117,8 +120,15 @@ def pushed(frame: Any, recv_ns: int = 0) -> list[Any]:
     if not topic.startswith("kline."):
         kind = PRIVATE_TOPICS[topic]
         return [read(kind, row, recv_ns) for row in rows if kind is msg.Wallet or ours(row)]
-    more = {"symbol": topic.rpartition(".")[2]}
-    return [read(msg.Kline, {**row, **more, "ts": row["timestamp"]}, recv_ns) for row in rows]
+    symbol = topic.rpartition(".")[2]
+    return [kline_of(symbol, row, recv_ns) for row in rows]
+
+
+def kline_of(symbol: str, row: Any, recv_ns: int) -> msg.Kline:
+    """One row of a kline push: what `read` would make of it, in half the time."""
+    start_ms, confirm, ts_ms, *prices = KLINE_FIELDS(row)
+    terms = (symbol, int(start_ms), *map(float, prices), bool(confirm), int(ts_ms), recv_ns)
+    return msg.Kline._make(terms)
 
 
 def bar_of(symbol: str, interval_ms: int, row: list[str]) -> msg.Kline:
@@ -345,17 +355,14 @@ class Rest:
         return ()
 
 
-class _Socket:
+class _Socket(Ears):
     """What our two socket classes add to pybit's: a base address, one life, and hard ears."""
 
     def __init__(self, base: str, heard: Post, **pybit: Any) -> None:
-        self._base, self._heard = base, heard
-        self.heard_at = time.monotonic()
-        self.confirmed = 0  # answers to auth and subscribe
-        self.lost = ""
+        self._base = base
         pybit |= {"testnet": False, "ping_interval": PING_SECONDS, "ping_timeout": PONG_SECONDS}
         pybit["retries"] = 2  # with 1, pybit raises although it is connected
-        super().__init__(**pybit)
+        super().__init__(heard, **pybit)
 
     def send(self, message: dict[str, Any]) -> None:
         """Raises one of LOST where the connection is gone."""
@@ -370,23 +377,9 @@ class _Socket:
     def _on_close(self) -> None:
         self.lost = self.lost or "closed"
 
-    def _on_message(self, text: str) -> None:
-        try:
-            message = orjson.loads(text)
-            if "topic" in message or message["op"].startswith("order."):
-                self.heard_at = time.monotonic()
-                self._heard(message)
-            elif message["op"] in ("auth", "subscribe"):
-                if message.get("success", message.get("retCode") == 0):
-                    self.confirmed += 1
-                else:
-                    self.lost = f"{message['op']} refused: {message.get('ret_msg', message)}"
-        except BAD_FRAME as error:
-            log.warning("bad_frame error=%r frame=%.200a", error, text)
-
 
 class StreamSocket(_Socket, WebSocket):  # type: ignore[misc]
-    """Public or private stream."""
+    """Private stream."""
 
 
 class TradeSocket(_Socket, WebSocketTrading):  # type: ignore[misc]
@@ -438,9 +431,8 @@ class _Supervisor:
                 socket.send({"op": "subscribe", "req_id": self._name, "args": self._topics})
             deadline = time.monotonic() + CONFIRM_SECONDS
             while socket.confirmed < self._answers and not socket.lost:
-                if time.monotonic() > deadline:
+                if self._closed.wait(0.005) or time.monotonic() > deadline:
                     return "no answer to auth or subscribe", False
-                self._closed.wait(0.005)
             if not socket.lost:
                 self.socket = socket
                 missing = f"without {', '.join(self._without)}" if self._without else ""
@@ -505,8 +497,8 @@ class Exchange:
             for index, part in enumerate(parts(topics))
         ]
 
-    def _build_public(self) -> StreamSocket:
-        return StreamSocket(self._at.public, self._heard_push, channel_type="linear")
+    def _build_public(self) -> PublicSocket:
+        return PublicSocket(self._at.public, self._heard_push)
 
     def _build_private(self) -> StreamSocket:
         rest: dict[str, Any] = {"channel_type": "private", "private_auth_expire": 10, **self._keys}

@@ -1182,6 +1182,19 @@ def test_the_ledgers_word_replaces_the_routers() -> None:
     assert desk.granted().outcomes() == {ENTRY: "order"}
 
 
+def test_a_grant_and_its_outcome_are_one_synced_write(tmp_path: Path) -> None:
+    """And the end of an entry and its outcome are one that need not be."""
+    desk, said_to_disk = Desk(tmp_path / "state.db").run(), []
+    desk.keeper._store._db.set_trace_callback(said_to_disk.append)
+    desk.granted()
+    assert said_to_disk.count("BEGIN IMMEDIATE") == said_to_disk.count("COMMIT") == 1
+    assert "PRAGMA synchronous = FULL" in said_to_disk
+    said_to_disk.clear()
+    desk.hear(said(ENTRY, "Cancelled"))
+    assert said_to_disk.count("COMMIT") == 1
+    assert desk.outcomes() == {ENTRY: "cancelled"}
+
+
 @pytest.mark.parametrize("halted", [False, True])
 def test_an_ask_for_what_has_ended_leaves_its_outcome(halted: bool) -> None:
     """The grant or the mode had not reached the router yet."""

@@ -36,6 +36,10 @@ DOORS = {
     "zmq": {"shared/bus.py"},
     "msgpack": {"shared/messages.py"},
     "pybit": {"shared/bybit.py"},
+    "aiohttp": {
+        *("shared/stream.py", "services/paper/actor.py", "services/paper/server.py"),
+        "services/paper/control.py",
+    },
     "websocket": {"shared/bybit.py"},
     "pydantic": {"shared/settings.py"},
     "pydantic_settings": {"shared/settings.py"},

@@ -223,12 +223,12 @@ class Keeper(Actor):
         """On disk first, then said. Nothing changed: nothing said."""
         if not change.symbol:
             return []
-        self._put(self._store.write, change, self._ledger.row, durable)
+        ended = [o for o, is_open in change.orders if not is_open and o.kind == msg.ENTRY]
+        touches = (*change.touches, *(_touch(order, _outcome(order)) for order in ended))
+        self._put(self._store.write, change._replace(touches=touches), self._ledger.row, durable)
         for order, is_open in change.orders:
             if not is_open or order.status != GRANTED:
                 self._granted_ns.pop(order.order_link_id, None)
-            if not is_open and order.kind == msg.ENTRY:
-                self._put(self._store.outcome, _touch(order, _outcome(order)), True)
         return [self._ledger.position(change.symbol)._replace(recv_ns=recv_ns)]
 
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
@@ -251,12 +251,12 @@ class Keeper(Actor):
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now(now_ns)[0])
         touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
-        final = not (reason and self._store.status(ask.order_link_id))
-        self._put(self._store.outcome, touch, final)
         if reason:
+            final = not self._store.status(ask.order_link_id)
+            self._put(self._store.outcome, touch, final)
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
-        said = self._keep(change, durable=True)
+        said = self._keep(change._replace(touches=(touch,)), durable=True)
         if self._disk:  # no intent on disk, no order
             undone = self._keep(self._ledger.finish(ask.order_link_id, "Refused", "disk"))
             return [msg.Grant(ask.order_link_id, False, "disk"), *undone, self._mode(now_ns)]

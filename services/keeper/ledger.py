@@ -32,13 +32,15 @@ class Caps(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one fact changed: rows to write. `orders` come with whether they are still open."""
+    """What one fact changed: rows to write. `orders` come with whether they are still open.
+    `touches` say what came of the entries among them."""
 
     symbol: str = ""
     orders: tuple[tuple[msg.Order, bool], ...] = ()
     lots: tuple[msg.Lot, ...] = ()
     execution: msg.Execution | None = None
     foreign: Decimal | None = None
+    touches: tuple[msg.Touch, ...] = ()
 
 
 class Ledger:

@@ -106,6 +106,8 @@ class Store:
                 self._put("executions", change.execution)
             if change.foreign is not None:
                 self._put("foreigners", (change.symbol, change.foreign))
+            for touch in change.touches:
+                self._put("outcomes", touch)
             self._put("meta", ("row", str(row)))
 
     def outcome(self, touch: msg.Touch, final: bool) -> None:
