@@ -1,8 +1,9 @@
 """bybit: the only door to pybit. Bybit's words come in, our messages go on; and the way back.
 
-One pybit object is one connection: left to itself it would give up for good after 26 ms, and tell
-nobody. A thread per link watches it, rebuilds it with back-off and posts Link up or down. Whatever
-a frame holds, it cannot end a socket: what cannot be read is logged and dropped.
+The public market comes by `stream`, all else by pybit. One object of either is one connection: left
+to itself, pybit's would give up for good after 26 ms, and tell nobody. A thread per link watches
+it, rebuilds it with back-off and posts Link up or down. Whatever a frame holds, it cannot end a
+socket: what cannot be read is logged and dropped.
 """
 
 import json

@@ -21,7 +21,8 @@ from shared.messages import NOT_OURS
 PUBLIC_PATH = "/v5/public/linear"
 IDLE_SECONDS = 5.0  # unheard before a ping frame; lost without a word in half of that
 PING = {"op": "ping"}  # Bybit wants to hear one every 20 s
-OPEN_SECONDS, GOODBYE_SECONDS = 5.0, 0.5
+OPEN_SECONDS = 5.0
+GOODBYE_SECONDS = 0.25  # for the other side's, of the websocket and then of TLS
 MAX_PUSH_BYTES = 2**20  # a kline has 300
 
 log = logging.getLogger("dm")
@@ -81,7 +82,8 @@ class PublicSocket(Ears):
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             self._loop.run_until_complete(self._life)
-        self._loop.run_until_complete(asyncio.sleep(0))  # what was closed is, in the next round
+        rest_s = GOODBYE_SECONDS if self._url.startswith("wss") else 0
+        self._loop.run_until_complete(asyncio.sleep(rest_s))  # a transport closes behind our back
 
     async def _live(self) -> None:
         """From opening to end."""

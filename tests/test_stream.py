@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ class Peer:
 
     def next(self, wanted=lambda frame: frame.get("op") == "subscribe"):
         """Number and words of the next frame that is wanted."""
+        until = time.monotonic() + SECONDS
         while True:
-            number, frame = self.said.get(timeout=SECONDS)
+            number, frame = self.said.get(timeout=max(0.0, until - time.monotonic()))
             if wanted(frame):
                 return number, frame
 

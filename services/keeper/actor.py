@@ -251,12 +251,13 @@ class Keeper(Actor):
     def _grant(self, ask: msg.Ask, now_ns: int) -> list[msg.Message]:
         reason, change = self._ledger.grant(ask, self._mode_now(now_ns)[0])
         touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
+        change = change._replace(touches=(touch,))
         if reason:
             final = not self._store.status(ask.order_link_id)
             self._put(self._store.outcome, touch, final)
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
-        said = self._keep(change._replace(touches=(touch,)), durable=True)
+        said = self._keep(change, durable=True)
         if self._disk:  # no intent on disk, no order
             undone = self._keep(self._ledger.finish(ask.order_link_id, "Refused", "disk"))
             return [msg.Grant(ask.order_link_id, False, "disk"), *undone, self._mode(now_ns)]

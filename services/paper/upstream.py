@@ -1,4 +1,4 @@
-"""upstream: the public market of another exchange, read through pybit, for PAPER_FEED=live.
+"""upstream: another exchange's public market, by the bot's own door, for PAPER_FEED=live.
 
 No key is used: instruments and klines by REST, klines by websocket. What a broken connection missed
 is fetched when it stands again.
@@ -75,7 +75,7 @@ class Upstream:
         raise BadData(f"PAPER_LIVE_REST: no tradable symbols at {self._url}")
 
     def _post(self, message: Any) -> None:
-        """From pybit's threads."""
+        """From the threads of the door."""
         if isinstance(message, msg.Kline) and self._live:
             self._live.heard(message)
         elif isinstance(message, msg.Fetched):
