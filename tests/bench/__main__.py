@@ -89,7 +89,10 @@ def bench_burst(args):
     """20,000 frames a second for a while, and what is left of it two seconds later."""
     from tests.bench import burst  # noqa: PLC0415
 
-    return {"10 s at 20,000/s": said(burst.run())}
+    return {
+        "10 s at 20,000/s": said(burst.run()),
+        "exits, 60 s at 10,000/s": said(burst.exits()),
+    }
 
 
 def bench_paper(args):

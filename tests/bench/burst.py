@@ -1,4 +1,4 @@
-"""A burst that is more than usual: is anything lost, and how soon is it as before."""
+"""A burst: is anything lost, how soon is it as before, and do exits leave meanwhile."""
 
 import contextlib
 import statistics
@@ -8,6 +8,7 @@ from shared import messages as msg
 from tests.bench.rig import rig
 
 TICKS, SYMBOLS = 40, 500  # 20,000 frames a second
+EXIT_TICKS, EXITS_S = 20, 60  # 20 times the usual, on a market that moves
 USUAL_S, BURST_S, CALM_S = 5, 10, 2
 
 
@@ -34,6 +35,34 @@ def run():
         found[f"lag {name} p99_ms"] = round(sorted(lags)[int(0.99 * len(lags))], 2)
     missing = last["klines"] - first["klines"] - sum(map(len, (usual, busy, after, calm)))
     return found | lost | {"not heard": max(0, missing - len(calm))}
+
+
+def exits():
+    """{metric: value}: from the fill of an entry that the keeper hears to its exit."""
+    filled_ns, found = {}, {"sent": {}, "answered": {}}
+    with rig(SYMBOLS, calm=False, PAPER_TICKS=EXIT_TICKS) as one:
+        one.exchange()
+        one.pipeline(shards=2)
+        with contextlib.closing(one.listener("commands", "account")) as bus:
+            until = time.monotonic() + EXITS_S
+            while (left_s := until - time.monotonic()) > 0:
+                for message, _ in bus.receive(left_s * 1_000):
+                    if isinstance(message, msg.Execution):
+                        filled_ns.setdefault(msg.exit_id(message.order_link_id, 0), message.recv_ns)
+                    elif isinstance(message, msg.OrderRequest) and message.action == "create":
+                        sent = message.decided_ns, "sent"
+                        at_ns, stage = (
+                            (message.answered_ns, "answered") if message.outcome else sent
+                        )
+                        found[stage].setdefault(message.order_link_id, at_ns)
+    result = {"fills": len(filled_ns)}
+    for stage, at_ns in found.items():
+        if times := [
+            (at_ns[name] - filled_ns[name]) / 1e6 for name in at_ns.keys() & filled_ns.keys()
+        ]:
+            result[f"fill to exit {stage} p50_ms"] = round(statistics.median(times), 1)
+            result[f"fill to exit {stage} worst_ms"] = round(max(times), 1)
+    return result
 
 
 def _lags(bus, seconds):
