@@ -33,7 +33,8 @@ GRID = """(n) => { const roots = [...document.querySelectorAll('.ag-root-wrapper
 IN_SIGHT = """() => { const view = document.querySelector('.ag-body-viewport');
   const {top, bottom} = view.getBoundingClientRect();
   return [...document.querySelectorAll('.ag-center-cols-container .ag-row')].filter(row => {
-    const here = row.getBoundingClientRect(); return here.top > top && here.bottom < bottom; }); }"""
+    const here = row.getBoundingClientRect();
+    return here.top > top && here.bottom < bottom; }); }"""
 
 
 def grid_rows(page, number=0):
