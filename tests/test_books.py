@@ -250,7 +250,9 @@ def test_the_story_of_a_lot_is_told_in_order(account: Account, tmp_path: Path) -
     account.order(name, 100, "PartiallyFilledCanceled", 4, BAR + 2_000)
     account.fill(end, 101, 4, BAR + 3_000, maker=False)
     account.order(end, 101, "Filled", 4, BAR + 3_000)
-    account.trade(BAR + 10 * MINUTE, 90)  # another lot of the symbol has its own story
+    other = account.trade(BAR + 10 * MINUTE, 90)  # another lot of the symbol has its own story
+    later = account.grant(bar_ms=BAR + 20 * MINUTE)
+    account.order(later, 100, "Cancelled", 0, BAR + 20 * MINUTE)
     books = read_symbol(tmp_path, SYMBOL)
     (lot,) = [lot for lot in books.lots if lot.entry_id == name]
     assert story(lot, books) == [
@@ -260,6 +262,7 @@ def test_the_story_of_a_lot_is_told_in_order(account: Account, tmp_path: Path) -
         (BAR + 3_000, "exit 0: Sell 4 @ 101 (taker, 0.1)"),
         (BAR + 3_000, "closed: +3.800000 USDT after 0.2 of fees"),  # 4 * 1 - 0.2
     ]
+    assert {other, later} <= set(books.orders)
 
 
 def test_the_story_of_an_open_lot_ends_with_what_rests(account: Account, tmp_path: Path) -> None:

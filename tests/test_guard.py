@@ -39,9 +39,11 @@ class Reached:
 
 
 class Answer:
-    """What came back of one call: `rights` is None where the app was not reached."""
+    """What came back of one call: `rights` is None where the app was not reached, `unread` how many
+    parts of the body were left."""
 
-    def __init__(self, sent: list[Any], reached: Reached) -> None:
+    def __init__(self, sent: list[Any], reached: Reached, unread: int) -> None:
+        self.unread = unread
         self.first, self.rights = sent[0] if sent else {}, next(iter(reached.rights), None)
         self.status = self.first.get("status")
         self.raw = list(self.first.get("headers", ()))
@@ -82,7 +84,7 @@ def call(
 
     reached = Reached()
     asyncio.run(Guard(reached, TOKENS, PORT)(scope, receive, send))
-    return Answer(sent, reached)
+    return Answer(sent, reached, len(parts))
 
 
 def with_cookie(token: str) -> Headers:
@@ -242,6 +244,11 @@ def test_a_wrong_huge_or_malformed_form_is_asked_again(body: tuple[bytes, ...]) 
     answer = call(path="/login", method="POST", body=body)
     assert answer.status == 401
     assert "set-cookie" not in answer.headers
+
+
+def test_of_an_endless_form_only_the_begin_is_read() -> None:
+    answer = call(path="/login", method="POST", body=(b"x" * 1_024,) * 1_000)
+    assert (answer.status, answer.unread) == (401, 996)
 
 
 def test_a_foreign_page_cannot_post_the_form() -> None:

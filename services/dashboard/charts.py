@@ -12,6 +12,8 @@ EXACT = 20  # digits after the point: a line's price is rounded to 2 of them unl
 SHOWN_BARS = 180  # three hours of minutes: what a screen can show
 UP, DOWN, BAND, ENTRY, EXIT, LAST = "#26a69a", "#ef5350", "#7e9bd1", "#ffb300", "#ab7df6", "#90a4ae"
 Options = dict[str, Any]
+AXIS: Options = {"axisLabel": {"color": LAST}, "nameTextStyle": {"color": LAST}}
+FAINT: Options = {"lineStyle": {"opacity": 0.15}}
 
 
 class Candle(NamedTuple):
@@ -98,8 +100,8 @@ def candle_chart(
         "animation": False,
         "grid": {"left": 80, "right": 160, "top": 30, "bottom": 60},
         "tooltip": {"trigger": "axis", "axisPointer": {"type": "cross"}},
-        "xAxis": {"type": "category", "data": labels},
-        "yAxis": {"scale": True, "splitLine": {"lineStyle": {"opacity": 0.15}}},
+        "xAxis": {**AXIS, "type": "category", "data": labels},
+        "yAxis": {**AXIS, "scale": True, "splitLine": FAINT},
         "dataZoom": [{"type": "inside"}, {"type": "slider", "height": 18, "bottom": 8}],
         "series": [
             {
@@ -129,21 +131,17 @@ def equity_chart(points: Iterable[tuple[int, float, float]]) -> Options:
         "tooltip": {"trigger": "axis"},
         "axisPointer": {"link": [{"xAxisIndex": "all"}]},
         "grid": [
-            {"left": 70, "right": 20, "top": 34, "height": "52%"},
+            {"left": 70, "right": 20, "top": 30, "height": "54%"},
             {"left": 70, "right": 20, "top": "74%", "height": "18%"},
         ],
         "xAxis": [
             {"type": "time", "gridIndex": 0, "axisLabel": {"show": False}},
-            {"type": "time", "gridIndex": 1},
+            {**AXIS, "type": "time", "gridIndex": 1},
         ],
         "yAxis": [
+            {**AXIS, "scale": True, "gridIndex": 0, "name": "USDT", "splitLine": FAINT},
             {
-                "scale": True,
-                "gridIndex": 0,
-                "name": "USDT",
-                "splitLine": {"lineStyle": {"opacity": 0.15}},
-            },
-            {
+                **AXIS,
                 "gridIndex": 1,
                 "name": "drawdown %",
                 "max": 0,

@@ -34,7 +34,8 @@ def build(desk: Desk, rights: str) -> None:
             ui.label("make up prints the address to steer with. Or enter its token here:")
             ui.html(
                 f'<form method="post" action="{LOGIN}"><input name="token" type="password" '
-                'aria-label="token" class="bg-gray-800 p-1"> <button>Enter</button></form>',
+                'aria-label="token" class="bg-gray-800 p-1"> '
+                '<button class="bg-blue-800 px-3 py-1">Enter</button></form>',
                 sanitize=False,
             )
     with panel("What was asked for, and every change of mode", "w-full"):

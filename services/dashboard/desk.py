@@ -34,6 +34,7 @@ TOPICS = {
     "commands": ("orderrequest.", "health."),
     "market": ("health.",),
 }
+DOWN = {"BACKOFF", "EXITED", "FATAL"}  # in supervisord's words
 REFRESHES = 300  # of which the server's times are kept
 
 log = logging.getLogger("dm")
@@ -140,8 +141,9 @@ class Desk:
         return [p for p in self.watch.processes(now_ns) if p.alive or p.name not in self._stopped]
 
     def dead(self, now_ns: int) -> list[str]:
-        """Names of those of them that do not speak."""
-        return [process.name for process in self.processes(now_ns) if not process.alive]
+        """Names of those of them that do not speak, or that supervisord cannot keep running."""
+        silent = {process.name for process in self.processes(now_ns) if not process.alive}
+        return sorted(silent | {name for name, state in self.states.items() if state in DOWN})
 
     def gates(self, symbol: str) -> tuple[list[Gate], str]:
         """What stands between this symbol and an order, and the verdict in words."""

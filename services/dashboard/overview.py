@@ -22,6 +22,7 @@ from services.dashboard.watch import Process
 
 SHOWN_RATES = ("klines", "bars", "ARM", "HOLD", "accepted", "refused", "unknown", "grants")
 BUDGET = "budget_"
+RUNNING = "RUNNING"  # in supervisord's words
 CHART_S = 5.0
 
 
@@ -51,7 +52,7 @@ def build(desk: Desk) -> None:
             _bot(desk, bot_tiles)
             _budget(desk, budget, bars)
             latency.set_text(_latency(desk))
-            processes.show([_row(process, desk) for process in desk.processes(desk.now_ns())])
+            processes.show(_processes(desk))
         foot.set_text(desk.refresh_text())
 
     every(REFRESH_S, refresh)
@@ -129,6 +130,18 @@ def _columns() -> list[dict[str, Any]]:
         column("note", "says", 260, flex=1),
         number("pid", "pid", FIXED.format(0), 90),
     ]
+
+
+def _processes(desk: Desk) -> list[dict[str, Any]]:
+    """Those that speak on the bus, and those of which only supervisord knows."""
+    rows = [_row(process, desk) for process in desk.processes(desk.now_ns())]
+    others = desk.states.keys() - {row["name"] for row in rows}
+    return rows + [_other(name, desk.states[name]) for name in sorted(others)]
+
+
+def _other(name: str, state: str) -> dict[str, Any]:
+    empty = dict.fromkeys(shown["field"] for shown in _columns())
+    return {**empty, "name": name, "state": state, "healthy": "yes" if state == RUNNING else "no"}
 
 
 def _row(process: Process, desk: Desk) -> dict[str, Any]:

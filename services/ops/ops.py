@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
+ASK_SECONDS = 2  # for a connection to the keeper: a busy machine needs more than the bus waits
 HEALTHZ = "healthz"  # of the dashboard: answered without a token, and without a word
 LISTENERS = ("watchdog", "notifier")  # who only hears
 STILL_SECONDS = 5  # each of them looks each second
@@ -202,7 +203,8 @@ def scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None]
     supervisor.stop(old)
     _write_shards(file, {str(slot): [i, shards] for i, slot in enumerate(new)})
     done = f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}"
-    ask_keeper(settings, msg.Control("", who, done))
+    if ask_keeper(settings, msg.Control("", who, done)) is None:
+        return f"{done}; the keeper does not answer, so its journal does not tell"
     return done
 
 
@@ -220,7 +222,11 @@ def mode(settings: Settings, wanted: str) -> int:
 def ask_keeper(settings: Settings, control: msg.Control) -> msg.Mode | None:
     """What the keeper answers to an operator's wish; None if it does not."""
     bus = Bus(settings.RUN_DIR, asks=("ledger",), **settings.wires)
+    until = time.monotonic() + ASK_SECONDS
     bus.ask("ledger", control, time.monotonic_ns())
+    while bus.overdue(time.monotonic_ns()) and time.monotonic() < until:
+        time.sleep(0.05)  # it is not connected yet, and nothing was sent
+        bus.ask("ledger", control, time.monotonic_ns())
     answer = next((message for message, _ in bus.receive(2000)), None)
     bus.close()
     return answer if isinstance(answer, msg.Mode) else None

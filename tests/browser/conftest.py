@@ -1,12 +1,12 @@
 """The dashboard in a real browser, on a bot of its own. Only with --browser: it takes minutes."""
 
+import importlib
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from services.ops.ops import Supervisor
 from tests.pipeline import Pipeline, free_port, wait_for
@@ -130,7 +130,8 @@ def chromium():
     found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.fail(NONE_FOUND, pytrace=False)
-    with sync_playwright() as playwright:
+    driver = importlib.import_module("playwright.sync_api")  # who runs nothing in here may lack it
+    with driver.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
         browser.close()
