@@ -26,7 +26,7 @@ from services.dashboard.trades import as_csv
 from services.keeper.ledger import Caps, Change, Ledger
 from services.keeper.store import Store
 from services.report import excursions
-from services.report.trades import DAY_MS
+from services.report.trades import DAY_MS, Point
 from shared import messages as msg
 from shared.records import Broken
 
@@ -157,21 +157,29 @@ def test_equity_tells_drawdowns_and_its_top(account: Account, tmp_path: Path) ->
     books = read(tmp_path, NO_BOOKS)
     assert [point.equity for point in books.equity] == [1000.0, 1100.0, 990.0, 1045.0]
     assert books.top_usdt == 1100.0
-    assert books.drawdown_pct == pytest.approx(5.0)  # 1045 of 1100
+    now = books.point(msg.Wallet(Decimal(935), *[Decimal(0)] * 2), TODAY + 5 * MINUTE)
+    assert now == (TODAY + 5 * MINUTE, 935.0, pytest.approx(-15.0))  # 935 of 1100
+    higher = books.point(msg.Wallet(Decimal(1200), *[Decimal(0)] * 2), TODAY + 5 * MINUTE)
+    assert higher.drawdown_pct == 0.0
     assert books.worst_drawdown_pct == pytest.approx(10.0)  # 990 of 1100
-    assert (NO_BOOKS.top_usdt, NO_BOOKS.drawdown_pct, NO_BOOKS.worst_drawdown_pct) == (0, 0, 0)
+    assert (NO_BOOKS.top_usdt, NO_BOOKS.worst_drawdown_pct) == (0, 0)
+    empty = msg.Wallet(*[Decimal(0)] * 3)
+    assert NO_BOOKS.point(empty, TODAY) == (TODAY, 0.0, 0.0)
 
 
 def test_today_is_since_midnight_utc(
     account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.time_ns", lambda: (TODAY + 5 * MINUTE) * 1_000_000)
+    now = Point(TODAY + 5 * MINUTE, 1020.0, 0.0)
     account.equity("900", TODAY - MINUTE)
-    assert read(tmp_path, NO_BOOKS).today_usdt is None
+    assert read(tmp_path, NO_BOOKS).today_usdt(now) is None
     account.equity("1000", TODAY)
-    assert read(tmp_path, NO_BOOKS).today_usdt == 0.0
     account.equity("1012.5", TODAY + MINUTE)
-    assert read(tmp_path, NO_BOOKS).today_usdt == 12.5
+    books = read(tmp_path, NO_BOOKS)
+    assert books.today_usdt(now) == 20.0
+    tomorrow = now._replace(wall_ms=TODAY + DAY_MS)
+    assert books.today_usdt(tomorrow) is None, "nothing was written down in it yet"
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends(account: Account, tmp_path: Path) -> None:

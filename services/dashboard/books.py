@@ -22,7 +22,8 @@ Row = dict[str, Any]
 class Books(NamedTuple):
     """The ledger as pages show it: its newest MOST_TRADES closed lots, the equity of EQUITY_MS.
 
-    `version` changes when the file does. Funding and fees that were paid are positive, as in the
+    `version` changes when the files do. `midnight` is the first equity of this UTC day, as far as
+    one was written. Funding and fees that were paid are positive, as in the
     ledger; profits are after fees, without funding.
     """
 
@@ -30,7 +31,7 @@ class Books(NamedTuple):
     trades: tuple[Trade, ...]
     statistics: Statistics
     equity: tuple[Point, ...]
-    today_usdt: float | None
+    midnight: Point | None
     modes: tuple[Row, ...]
 
     def sums(self) -> dict[str, Decimal | float]:
@@ -64,10 +65,16 @@ class Books(NamedTuple):
         """The highest equity that was written down; 0 where none was."""
         return max((point.equity for point in self.equity), default=0.0)
 
-    @property
-    def drawdown_pct(self) -> float:
-        """Now, below the highest equity; positive."""
-        return abs(self.equity[-1].drawdown_pct) if self.equity else 0.0
+    def point(self, wallet: msg.Wallet, wall_ms: int) -> Point:
+        """Where the equity is now, on from what was written down."""
+        now = float(wallet.total_equity)
+        top = max(now, self.top_usdt)
+        return Point(wall_ms, now, 100 * (now - top) / top if top > 0 else 0.0)
+
+    def today_usdt(self, now: Point) -> float | None:
+        """Since the first equity of that UTC day; None where none was written down in it."""
+        known = self.midnight and self.midnight.wall_ms // DAY_MS == now.wall_ms // DAY_MS
+        return now.equity - self.midnight.equity if self.midnight and known else None
 
     @property
     def worst_drawdown_pct(self) -> float:
@@ -98,7 +105,7 @@ def read(run_dir: Path, known: Books) -> Books:
     except FileNotFoundError:
         return known
     try:
-        version = _version(records)
+        version = _version(records, run_dir / excursions.FILE)
         return known if version == known.version else _read(records, run_dir, version)
     finally:
         records.close()
@@ -117,9 +124,10 @@ def recent_lots(run_dir: Path, since_ms: int) -> list[msg.Lot]:
         records.close()
 
 
-def _version(records: Records) -> str:
+def _version(records: Records, kept: Path) -> str:
+    looked = [file.stat().st_mtime_ns for file in kept.parent.glob(f"{kept.name}*")]
     query = "SELECT (SELECT MAX(rowid) FROM equity) AS e, (SELECT MAX(rowid) FROM modes) AS m"
-    return f"{records.meta('ledger_id')} {records.meta('row')} {records.rows(query)[0]}"
+    return f"{records.meta('ledger_id')} {records.meta('row')} {records.rows(query)[0]} {looked}"
 
 
 def _read(records: Records, run_dir: Path, version: str) -> Books:
@@ -134,7 +142,7 @@ def _read(records: Records, run_dir: Path, version: str) -> Books:
         tuple(found.trades),
         statistics(found.trades, found.equity, found.funding_usdt),
         tuple(thin(found.equity, SHOWN_POINTS)),
-        _today(found.equity, now_ms),
+        next((point for point in found.equity if point.wall_ms >= now_ms // DAY_MS * DAY_MS), None),
         tuple(modes),
     )
 
@@ -144,13 +152,6 @@ def _since_ms(records: Records) -> int:
     query = "SELECT closed_ms FROM lots WHERE closed_ms > 0 ORDER BY 1 DESC LIMIT 1 OFFSET ?"
     found = records.rows(query, MOST_TRADES)
     return int(found[0]["closed_ms"]) + 1 if found else 0
-
-
-def _today(equity: list[Point], wall_ms: int) -> float | None:
-    """Since midnight UTC; None where nothing was written down yet today."""
-    midnight_ms = wall_ms // DAY_MS * DAY_MS
-    first = next((point for point in equity if point.wall_ms >= midnight_ms), None)
-    return equity[-1].equity - first.equity if first else None
 
 
 def read_symbol(run_dir: Path, symbol: str) -> SymbolBooks:

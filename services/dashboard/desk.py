@@ -124,13 +124,13 @@ class Desk:
 
     def equity(self) -> list[Point]:
         """The curve as it is written down each minute, and where it is now."""
-        points, wallet = list(self.books.equity), self.watch.wallet
-        if wallet:
-            now = float(wallet.total_equity)
-            top = max(now, self.books.top_usdt)
-            below_pct = 100 * (now - top) / top if top > 0 else 0.0
-            points.append(Point(time.time_ns() // 1_000_000, now, below_pct))
-        return points
+        wallet = self.watch.wallet
+        return [*self.books.equity, *([self.books.point(wallet, _wall_ms())] if wallet else ())]
+
+    def today_usdt(self) -> float | None:
+        """Since midnight UTC; None while one of the two is not known."""
+        now = self.equity()[-1:]
+        return self.books.today_usdt(now[0]) if now else None
 
     def now_ns(self) -> int:
         """The clock by which the bus is heard."""
@@ -190,6 +190,10 @@ class Desk:
         for future in self._histories.pop(symbol, []):
             if not future.done():
                 future.set_result(history)
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _states(supervisor: Supervisor) -> dict[str, str]:

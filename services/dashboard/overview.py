@@ -63,7 +63,8 @@ def _money(desk: Desk, tiles: Tiles) -> None:
     books, wallet = desk.books, desk.watch.wallet
     opened = desk.watch.opened_usdt()
     tiles.set("Equity", f"{wallet.total_equity:,.2f}" if wallet else "–", "USDT")
-    tiles.set("Today", money(books.today_usdt), "since midnight UTC", books.today_usdt)
+    today, below_pct = desk.today_usdt(), [point.drawdown_pct for point in desk.equity()[-1:]]
+    tiles.set("Today", money(today), "since midnight UTC", today)
     tiles.set(
         "Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt
     )
@@ -71,7 +72,7 @@ def _money(desk: Desk, tiles: Tiles) -> None:
     tiles.set("Fees", money(books.fees_usdt), "of closed lots, paid")
     tiles.set("Funding", money(books.funding_usdt), "paid, if above 0")
     tiles.set(
-        "Drawdown", f"{books.drawdown_pct:.2f} %", f"at worst {books.worst_drawdown_pct:.2f} %"
+        "Drawdown", f"{abs(sum(below_pct)):.2f} %", f"at worst {books.worst_drawdown_pct:.2f} %"
     )
 
 
