@@ -1,6 +1,5 @@
 """books: what the ledger's file tells pages: trades, equity, modes; one symbol's whole story."""
 
-import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +21,9 @@ Row = dict[str, Any]
 class Books(NamedTuple):
     """The ledger as pages show it: its newest MOST_TRADES closed lots, the equity of EQUITY_MS.
 
-    `version` changes when the files do. `midnight` is the first equity of this UTC day, as far as
-    one was written. Funding and fees that were paid are positive, as in the
-    ledger; profits are after fees, without funding.
+    `version` changes when the files do. `midnight` is the first equity of the UTC day of the newest
+    one. Funding and fees that were paid are positive, as in the ledger; profits are after fees,
+    without funding.
     """
 
     version: str
@@ -131,8 +130,10 @@ def _version(records: Records, kept: Path) -> str:
 
 
 def _read(records: Records, run_dir: Path, version: str) -> Books:
-    kept, now_ms = excursions.read(run_dir / excursions.FILE), time.time_ns() // 1_000_000
-    found = rows.read(records, kept, rows.Since(_since_ms(records), now_ms - EQUITY_MS))
+    newest_ms = records.rows("SELECT MAX(wall_ms) AS at FROM equity")[0]["at"] or 0
+    since = rows.Since(_since_ms(records), newest_ms - EQUITY_MS)
+    found = rows.read(records, excursions.read(run_dir / excursions.FILE), since)
+    today_ms = newest_ms // DAY_MS * DAY_MS
     modes = records.rows(
         "SELECT rowid, mode, reason, who, wall_ms FROM modes ORDER BY rowid DESC LIMIT ?",
         SHOWN_MODES,
@@ -142,7 +143,7 @@ def _read(records: Records, run_dir: Path, version: str) -> Books:
         tuple(found.trades),
         statistics(found.trades, found.equity, found.funding_usdt),
         tuple(thin(found.equity, SHOWN_POINTS)),
-        next((point for point in found.equity if point.wall_ms >= now_ms // DAY_MS * DAY_MS), None),
+        next((point for point in found.equity if point.wall_ms >= today_ms), None),
         tuple(modes),
     )
 
