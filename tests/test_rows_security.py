@@ -334,7 +334,7 @@ def test_J1_a_wrong_setting_ends_a_process_with_the_code_that_keeps_it_down(monk
     conf = configparser.RawConfigParser()
     conf.read(ROOT / "supervisord.conf")
     programs = [name for name in conf.sections() if name.startswith("program:")]
-    assert len(programs) == 6
+    assert len(programs) == 8
     for name in programs:
         assert (conf[name]["autorestart"], int(conf[name]["exitcodes"])) == (
             "unexpected",

@@ -321,7 +321,7 @@ def test_a_connection_without_pushes_is_left_though_it_answers_pings(monkeypatch
     monkeypatch.setattr(stream, "IDLE_SECONDS", 0.05)
     with door(serves) as (_, heard):
         assert post(heard, msg.Link).up
-        assert post(heard, msg.Link) == msg.Link("public-0", False, "silent for 0 s")
+        assert post(heard, msg.Link) == msg.Link("public-0", False, "silent for 0.3 s")
         assert post(heard, msg.Link).up
 
 
