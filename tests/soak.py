@@ -18,7 +18,7 @@ import psutil
 
 from services.ops.ops import Supervisor
 from tests.books import open_orders, positions, settled, their_cash
-from tests.pipeline import Pipeline
+from tests.pipeline import Pipeline, free_port
 
 HEAL_S, LOOK_S = 45, 10
 WARM = 0.2  # of the samples: a process that has just begun grows
@@ -29,7 +29,7 @@ def run(args):
     """What did not hold; the report is printed."""
     pipeline = Pipeline(
         PAPER_SYMBOLS=args.symbols, PAPER_SPEED=args.speed, PAPER_SEED=args.seed, DRAWDOWN_PCT=0,
-        DAILY_LOSS_PCT=0, PAPER_BALANCE_USDT=10_000,
+        DAILY_LOSS_PCT=0, PAPER_BALANCE_USDT=10_000, DASHBOARD_PORT=free_port(),
     )  # fmt: skip
     try:
         up = pipeline.ops("up")

@@ -386,7 +386,7 @@ def test_another_subscription_takes_the_place_of_the_first():
         exchange.send(msg.Subscribe(TOPICS[:1]))
         ends = [peer.next(lambda frame: frame.get("op") != "ping") for _ in range(2)]
         assert [frame["args"] for number, frame in ends if number == 2] == [[*TOPICS[:1]]]
-        assert (1, {"closed": WSCloseCode.OK}) in ends
+        assert [number for number, frame in ends if "closed" in frame] == [1]
         exchange.close()
 
 
