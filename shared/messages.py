@@ -289,6 +289,12 @@ class Lot(NamedTuple):
         """Average price of what was bought."""
         return self.cost / self.bought
 
+    @property
+    def profit_usdt(self) -> Decimal:
+        """Of what was sold, after all fees so far, once the lot is closed."""
+        gross = self.proceeds - self.cost
+        return (gross if self.side == "Buy" else -gross) - self.fees
+
 
 class Position(NamedTuple):
     """The whole truth of one symbol: its lots, our non-terminal orders, the foreign quantity.
@@ -459,6 +465,14 @@ def parse_id(order_link_id: str) -> tuple[str, int | None] | None:
     if not found:
         return None
     return found[1], int(found[2]) if found[2] else -1 if found[3] else None
+
+
+def complete(shards: Iterable[str]) -> bool:
+    """Whether these shards, `index/count` as Health has them, are all that there are of one count:
+    then a silent worker beside them was replaced, and is no longer missed."""
+    found = set(shards) - {""}
+    counts = {int(shard.partition("/")[2]) for shard in found}
+    return any({f"{i}/{count}" for i in range(count)} <= found for count in counts)
 
 
 def encode(message: Message) -> bytes:

@@ -171,20 +171,6 @@ def test_each_process_says_how_it_is():
     assert got["dm_process_info", info] == 1
 
 
-def test_workers_that_others_have_replaced_are_forgotten_and_dead_ones_are_not():
-    watch, old_ns = full(), NOW_NS - UP_NS - 1
-    watch.health["worker-7"] = (old_ns, word("worker", 7, "0/2"))
-    up = {
-        dict(labels)["process"]
-        for name, labels in scraped(collector_of(watch))
-        if name == "dm_process_up"
-    }
-    assert "worker-7" not in up
-    watch.health["worker-0"] = (NOW_NS, word("worker", 0, "1/2"))
-    got = scraped(collector_of(watch))
-    assert got["dm_process_up", (("process", "worker-7"),)] == 0
-
-
 def test_nothing_heard_is_no_error_and_no_invention():
     got = scraped(collector_of(Watch(), trades={}))
     names = names_of(got)

@@ -279,13 +279,21 @@ def test_a_generation_of_workers_that_was_replaced_disappears() -> None:
     watch = watched(*(health("worker", slot, shard=f"{slot}/2") for slot in (0, 1)))
     assert watch.shards() == 2
     later_ns = NOW + 2 * SILENT_NS
-    for slot in (2, 3, 4):
+    for slot in (2, 3):
         watch.take(health("worker", slot, shard=f"{slot - 2}/3"), later_ns)
-    assert {"worker-0", "worker-1"} <= set(dead(watch, later_ns))  # perhaps they only hang
-    watch.take(health("keeper"), later_ns + 1)
-    names = [p.name for p in watch.processes(later_ns + 1) if p.pid]
-    assert names == ["keeper", "worker-2", "worker-3", "worker-4"]
+    assert {"worker-0", "worker-1"} <= set(dead(watch, later_ns)), "a third shard is nobody's yet"
+    watch.take(health("worker", 4, shard="2/3"), later_ns)
+    names = [p.name for p in watch.processes(later_ns) if p.pid]
+    assert names == ["worker-2", "worker-3", "worker-4"]
+    assert watch.health.keys() == set(names)
     assert watch.shards() == 3
+
+
+def test_a_worker_whose_shard_nobody_has_taken_over_is_dead_for_ever() -> None:
+    watch = watched(*(health("worker", slot, shard=f"{slot}/2") for slot in (0, 1)))
+    for seconds in range(100):
+        watch.take(health("worker", 0, shard="0/2"), NOW + seconds * SECOND)
+    assert "worker-1" in dead(watch, NOW + 99 * SECOND)
 
 
 def test_other_processes_stay_however_long_they_are_silent() -> None:

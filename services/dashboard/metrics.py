@@ -213,7 +213,7 @@ class BotCollector(Collector):
         _of_quotes(samples, self._watch.quotes)
         self._of_limits(samples)
         now_ns = self._now_ns()
-        health = _current(dict(self._watch.health), now_ns)
+        health = dict(self._watch.health)
         _of_budget(samples, health)
         described = {**BOT, **PROCESS, **_counted(samples, health)}
         _of_processes(samples, health, now_ns)
@@ -331,16 +331,6 @@ def _of_processes(samples: Samples, health: Words, now_ns: int) -> None:
         for what, age_ms in sorted(word.ages_ms.items())[:MOST]:
             if age_ms >= 0:  # -1 is never
                 samples["dm_process_input_age_seconds"][name, what] = age_ms / 1e3
-
-
-def _current(health: Words, now_ns: int) -> Words:
-    """Without the silent workers whose shards others have taken over: they were replaced."""
-    speaking = {name for name, (heard_ns, _) in health.items() if now_ns - heard_ns <= UP_NS}
-    shards = {health[name][1].shard for name in speaking} - {""}
-    counts = {int(shard.partition("/")[2]) for shard in shards}
-    if not any({f"{i}/{count}" for i in range(count)} <= shards for count in counts):
-        return health
-    return {n: word for n, word in health.items() if n in speaking or word[1].service != "worker"}
 
 
 def _counted(samples: Samples, health: Words) -> dict[str, Described]:

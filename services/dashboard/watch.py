@@ -96,7 +96,7 @@ class Watch:
     def processes(self, now_ns: int) -> list[Process]:
         """Every process that has spoken; those that must be there and never did, too."""
         missing = PROCESSES.keys() - self.health.keys()
-        found = [self._process(name, now_ns) for name in self.health]
+        found = [self._process(name, now_ns) for name in self._current(now_ns)]
         empty = ("silent since the dashboard began", "", 0, 0.0, 0, None, 0, 0)
         found += [Process(name, False, False, *empty, {}, None) for name in missing]
         return sorted(found)
@@ -173,13 +173,15 @@ class Watch:
             words.clear()
         words.append((now_ns, health))
         self.health[name] = words[-1]
-        gone = [
-            n
-            for n, (at, h) in self.health.items()
-            if h.service == "worker" and now_ns - at > 2 * SILENT_NS
-        ]
-        for name in gone:  # a generation that was replaced
+        for name in self.health.keys() - self._current(now_ns):
             del self.health[name], self._words[name]
+
+    def _current(self, now_ns: int) -> set[str]:
+        """All that have spoken, but for silent workers whose shards others have taken over."""
+        speak = {n for n, (at_ns, _) in self.health.items() if now_ns - at_ns <= ALIVE_NS}
+        if not msg.complete(self.health[name][1].shard for name in speak):
+            return set(self.health)
+        return speak | {n for n, (_, h) in self.health.items() if h.service != "worker"}
 
     def _command(self, request: msg.OrderRequest) -> None:
         if request.outcome != "accepted":

@@ -74,9 +74,7 @@ class Presence:
     def _covered(self, now_ns: int) -> bool:
         """Whether those workers who speak have all shards between them."""
         speaking = (p for p in self._known.values() if now_ns - p.heard_ns <= SILENT_NS)
-        shards = {process.shard for process in speaking if process.shard}
-        counts = {int(shard.partition("/")[2]) for shard in shards}
-        return any({f"{i}/{count}" for i in range(count)} <= shards for count in counts)
+        return msg.complete(process.shard for process in speaking)
 
 
 def _loop(name: str, process: Process, now_ns: int) -> list[Event]:
