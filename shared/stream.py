@@ -113,14 +113,14 @@ class PublicSocket(Ears):
             if error := socket.exception():
                 self.lost = self.lost or f"{type(error).__name__}: {error}"
         finally:
+            await socket.close()
             talking.cancel()
             await asyncio.wait({talking})
-            await socket.close()
 
     async def _talk(self, socket: aiohttp.ClientWebSocketResponse[Any]) -> None:
         """What is to be sent, and a ping where that is nothing for IDLE_SECONDS."""
         with contextlib.suppress(ConnectionError):  # whoever hears notices it
-            while True:
+            while not socket.closed:  # wait_for loses a cancel that meets a message
                 message = PING
                 with contextlib.suppress(TimeoutError):
                     message = await asyncio.wait_for(self._outbox.get(), IDLE_SECONDS)

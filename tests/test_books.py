@@ -22,11 +22,11 @@ from services.dashboard.books import (
     recent_lots,
     story,
 )
-from services.dashboard.trades import as_csv
 from services.keeper.ledger import Caps, Change, Ledger
 from services.keeper.store import Store
 from services.report import excursions
 from services.report.trades import DAY_MS, Point
+from services.report.words import as_csv
 from shared import messages as msg
 from shared.records import Broken
 
@@ -138,8 +138,9 @@ def test_trades_and_their_sums_are_those_of_closed_lots(account: Account, tmp_pa
     assert [(t.symbol, t.profit_usdt) for t in books.trades] == list(
         zip(("AAAUSDT", "BBBUSDT", "CCCUSDT"), profits, strict=True)
     )
-    assert books.realised_usdt == sum(profits) == Decimal("39.4")
-    assert books.fees_usdt == 6 * FEE
+    assert books.totals.profit_usdt == sum(profits) == Decimal("39.4")
+    assert books.totals.fees_usdt == 6 * FEE
+    assert (books.totals.closed, books.totals.won) == (3, 2)
     assert (books.statistics.wins, books.statistics.losses) == (2, 1)
     assert [trade.hold_ms for trade in books.trades] == [2 * MINUTE - 1_000] * 3
 
@@ -147,8 +148,26 @@ def test_trades_and_their_sums_are_those_of_closed_lots(account: Account, tmp_pa
 def test_funding_that_was_paid_is_positive(account: Account, tmp_path: Path) -> None:
     head = ("funding-1", "", "", SYMBOL, "Buy", "Funding", Decimal(100), Decimal(10))
     account.write(account.ledger.execute(msg.Execution(*head, Decimal("0.25"), False, BAR)))
-    assert read(tmp_path, NO_BOOKS).funding_usdt == Decimal("0.25")
-    assert str(NO_BOOKS.funding_usdt) == "0", "and nothing has no sign"
+    assert read(tmp_path, NO_BOOKS).funding_paid_usdt == Decimal("0.25")
+    assert str(NO_BOOKS.funding_paid_usdt) == "0", "and nothing has no sign"
+
+
+def test_totals_are_of_all_lots_however_few_are_shown(
+    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.dashboard.books.MOST_TRADES", 3)
+    assert NO_BOOKS.sums() == {}, "what was not read is not 0"
+    books = NO_BOOKS
+    for number in range(10):
+        account.trade(BAR + number * 5 * MINUTE, 102 if number % 2 else 99)
+        if number % 3:  # not at each change
+            books = read(tmp_path, books)
+    account.trade(BAR + 45 * MINUTE, 102, "BBBUSDT")  # closed in the same instant as another
+    books = read(tmp_path, books)
+    assert books.totals == read(tmp_path, NO_BOOKS).totals
+    assert (books.totals.closed, books.totals.won) == (11, 6)
+    assert books.totals.profit_usdt == 6 * Decimal("19.8") - 5 * Decimal("10.2")
+    assert len(books.trades) <= 3
 
 
 def test_equity_tells_drawdowns_and_its_top(account: Account, tmp_path: Path) -> None:
@@ -268,7 +287,7 @@ def test_the_story_of_a_lot_is_told_in_order(account: Account, tmp_path: Path) -
         (BAR + 1_000, "entry: Buy 4 @ 100 (maker, 0.1)"),
         (BAR + 2_000, "entry 10 @ 100 PartiallyFilledCanceled"),
         (BAR + 3_000, "exit 0: Sell 4 @ 101 (taker, 0.1)"),
-        (BAR + 3_000, "closed: +3.800000 USDT after 0.2 of fees"),  # 4 * 1 - 0.2
+        (BAR + 3_000, "closed: +3.800000 USDT after 0.2 fees"),  # 4 * 1 - 0.2
     ]
     assert {other, later} <= set(books.orders)
 
@@ -319,3 +338,18 @@ def test_what_is_no_ledger_is_broken(tmp_path: Path) -> None:
     ):
         with pytest.raises(Broken):
             look()
+
+
+def test_the_story_names_a_stop_loss_which_has_no_id_of_ours(account: Account) -> None:
+    name = account.grant()
+    stop = msg.Order(
+        *(msg.stop_id(name), "made-by-them", SYMBOL, "Sell", msg.STOP, Decimal(95), Decimal(4)),
+        *(Decimal(4), "Filled", BAR, Decimal("0.5"), BAR + 2_000),
+    )
+    sold = msg.Execution(
+        *("s1", "", "made-by-them", SYMBOL, "Sell", "Trade", Decimal(95), Decimal(4)),
+        *(Decimal("0.1"), False, BAR + 2_000),
+    )
+    lot = account.ledger.lots[name]._replace(bought=Decimal(4), cost=Decimal(400))
+    told = story(lot, NO_SYMBOL._replace(orders={msg.stop_id(name): stop}, executions=(sold,)))
+    assert (BAR + 2_000, "stop loss: Sell 4 @ 95 (taker, 0.1)") in told

@@ -19,7 +19,7 @@ from services.dashboard.charts import (
     candles,
     equity_chart,
 )
-from services.dashboard.frame import moment, money, span
+from services.dashboard.frame import moment, money
 from services.worker.ring import ROWS
 from services.worker.strategy import Parameters, bands
 from shared import messages as msg
@@ -155,6 +155,5 @@ def test_money_has_a_sign_where_it_is_something(value: float | None, text: str) 
     assert money(value) == text
 
 
-def test_times_and_spans_are_for_people() -> None:
+def test_times_are_for_people() -> None:
     assert moment(START) == "11-14 22:14:00" and moment(0) == ""
-    assert [span(s) for s in (12.9, 200, 7_500)] == ["12 s", "3 min 20 s", "2 h 05 min"]

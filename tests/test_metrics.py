@@ -15,7 +15,6 @@ from services.dashboard.metrics import (
     COMMON,
     COUNTERS,
     LEVELS,
-    UP_NS,
     BotCollector,
     Caps,
 )

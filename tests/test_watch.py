@@ -334,12 +334,28 @@ def test_small_questions_are_answered_from_the_last_words() -> None:
         quote("BBBUSDT", ts_ms=9),
         msg.Wallet(Decimal(1_000), Decimal(990), Decimal(900)),
     )
-    assert (watch.feed_age_ms(), watch.market_ms(), watch.shards()) == (250, 9, 0)
-    assert watch.counters("keeper") == {"lots": 3} and watch.counters("router") == {}
+    assert (watch.feed_age_ms(NOW), watch.market_ms(), watch.shards()) == (250, 9, 0)
+    assert watch.counters("keeper", NOW) == {"lots": 3} and watch.counters("router", NOW) == {}
     assert watch.wallet and watch.wallet.total_equity == 1_000
     nothing = Watch()
-    assert (nothing.feed_age_ms(), nothing.market_ms(), nothing.opened_usdt()) == (None, 0, 0)
-    assert watched(health("ingestor")).feed_age_ms() is None
+    assert (nothing.feed_age_ms(NOW), nothing.market_ms(), nothing.opened_usdt()) == (None, 0, 0)
+    assert watched(health("ingestor")).feed_age_ms(NOW) is None
+
+
+def test_what_a_silent_process_said_is_no_longer_so() -> None:
+    words = health("ingestor", ages_ms={"feed": 250}), health("keeper", counters={"lots": 3})
+    watch = watched(*words)
+    assert watch.speaks("keeper", NOW + ALIVE_NS) and not watch.speaks("keeper", NOW + ALIVE_NS + 1)
+    assert watch.counters("keeper", NOW + ALIVE_NS + 1) == {}
+    assert watch.feed_age_ms(NOW + ALIVE_NS + 1) is None
+
+
+def test_a_symbol_that_is_not_traded_any_more_stays_while_it_is_held() -> None:
+    watch = watched(quote(), position(lot()), quote(ts_ms=101, gate="not_tradeable"))
+    assert [(row.symbol, row.state) for row in watch.board(NOW)] == [(SYMBOL, "long")]
+    watch.take(mode(), NOW)
+    assert watch.board(NOW) == []
+    assert watched(quote(), quote(ts_ms=101, gate="not_tradeable")).board(NOW) == []
 
 
 def test_the_universe_is_as_it_was_said_last() -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from services.report import excursions, rows
 from services.report.trades import DAY_MS, Point, Statistics, Trade, statistics, thin
 from shared import messages as msg
-from shared.instrument import sign
 from shared.records import Records
 
 SHOWN_POINTS = 600  # of the equity
@@ -19,11 +18,11 @@ Row = dict[str, Any]
 
 
 class Books(NamedTuple):
-    """The ledger as pages show it: its newest MOST_TRADES closed lots, the equity of EQUITY_MS.
+    """The ledger as pages show it: its newest MOST_TRADES closed lots and their statistics, the
+    equity of EQUITY_MS, and the totals of all.
 
-    `version` changes when the files do. `midnight` is the first equity of the UTC day of the newest
-    one. Funding and fees that were paid are positive, as in the ledger; profits are after fees,
-    without funding.
+    `version` changes when the files do; it is empty before the first was read. `midnight` is the
+    first equity of the UTC day of the newest one.
     """
 
     version: str
@@ -32,32 +31,25 @@ class Books(NamedTuple):
     equity: tuple[Point, ...]
     midnight: Point | None
     modes: tuple[Row, ...]
+    totals: rows.Totals
 
     def sums(self) -> dict[str, Decimal | float]:
-        """Over the trades, for metrics."""
-        known = self.statistics
+        """Over all closed lots, for metrics; nothing before the ledger was read."""
+        if not self.version:
+            return {}
+        known = self.totals
         return {
             "profit_usdt": known.profit_usdt,
             "fees_usdt": known.fees_usdt,
-            "funding_usdt": self.funding_usdt,
-            "closed_lots": known.trades,
-            "won_lots": known.wins,
+            "funding_usdt": self.funding_paid_usdt,
+            "closed_lots": known.closed,
+            "won_lots": known.won,
         }
 
     @property
-    def realised_usdt(self) -> Decimal:
-        """Of closed lots, after fees."""
-        return self.statistics.profit_usdt
-
-    @property
-    def fees_usdt(self) -> Decimal:
-        """Of closed lots."""
-        return self.statistics.fees_usdt
-
-    @property
-    def funding_usdt(self) -> Decimal:
-        """Paid."""
-        return 0 - (self.statistics.funding_usdt or Decimal(0))
+    def funding_paid_usdt(self) -> Decimal:
+        """Less than 0 was received."""
+        return 0 - self.totals.funding_usdt
 
     @property
     def top_usdt(self) -> float:
@@ -81,7 +73,7 @@ class Books(NamedTuple):
         return abs(self.statistics.max_drawdown_pct)
 
 
-NO_BOOKS = Books("", (), statistics((), ()), (), None, ())
+NO_BOOKS = Books("", (), statistics((), ()), (), None, (), rows.Totals())
 
 
 class SymbolBooks(NamedTuple):
@@ -105,7 +97,7 @@ def read(run_dir: Path, known: Books) -> Books:
         return known
     try:
         version = _version(records, run_dir / excursions.FILE)
-        return known if version == known.version else _read(records, run_dir, version)
+        return known if version == known.version else _read(records, run_dir, version, known)
     finally:
         records.close()
 
@@ -129,22 +121,28 @@ def _version(records: Records, kept: Path) -> str:
     return f"{records.meta('ledger_id')} {records.meta('row')} {records.rows(query)[0]} {looked}"
 
 
-def _read(records: Records, run_dir: Path, version: str) -> Books:
+def _read(records: Records, run_dir: Path, version: str, known: Books) -> Books:
     newest_ms = records.rows("SELECT MAX(wall_ms) AS at FROM equity")[0]["at"] or 0
-    since = rows.Since(_since_ms(records), newest_ms - EQUITY_MS)
-    found = rows.read(records, excursions.read(run_dir / excursions.FILE), since)
-    today_ms = newest_ms // DAY_MS * DAY_MS
+    equity = rows.equity(records, newest_ms - EQUITY_MS)
+    since_ms, today_ms = _since_ms(records), newest_ms // DAY_MS * DAY_MS
+    lots = [lot for lot in rows.lots(records, since_ms) if lot.closed_ms]
+    opened_ms = min((lot.opened_ms for lot in lots), default=0)
+    seen = excursions.read(run_dir / excursions.FILE, opened_ms)
+    trades = rows.trades_of(records, lots, seen)
+    same = version.partition(" ")[0] == known.version.partition(" ")[0]
+    totals = rows.totals(records, known.totals if same else rows.Totals())
     modes = records.rows(
         "SELECT rowid, mode, reason, who, wall_ms FROM modes ORDER BY rowid DESC LIMIT ?",
         SHOWN_MODES,
     )
     return Books(
         version,
-        tuple(found.trades),
-        statistics(found.trades, found.equity, found.funding_usdt),
-        tuple(thin(found.equity, SHOWN_POINTS)),
-        next((point for point in found.equity if point.wall_ms >= today_ms), None),
+        tuple(trades),
+        statistics(trades, equity, totals.funding_usdt),
+        tuple(thin(equity, SHOWN_POINTS)),
+        next((point for point in equity if point.wall_ms >= today_ms), None),
         tuple(modes),
+        totals,
     )
 
 
@@ -195,8 +193,10 @@ def _of(
 def story(lot: msg.Lot, books: SymbolBooks) -> list[tuple[int, str]]:
     """A lot's life: (market ms, what happened), in order."""
     told = [(lot.bar_start_ms, f"entry {lot.side} asked for: take profit {lot.take_profit_pct} %")]
+    stops = {o.order_id: o.order_link_id for o in books.orders.values() if o.kind == msg.STOP}
     for execution in books.executions:
-        ours = msg.parse_id(execution.order_link_id)
+        name = execution.order_link_id or stops.get(execution.order_id, "")
+        ours = msg.parse_id(name)
         if ours and ours[0] == lot.entry_id:
             who = "maker" if execution.is_maker else "taker"
             fill = f"{execution.side} {execution.exec_qty:f} @ {execution.exec_price:f}"
@@ -208,6 +208,5 @@ def story(lot: msg.Lot, books: SymbolBooks) -> list[tuple[int, str]]:
             text = f"{order.kind} {order.qty:f} @ {order.price:f} {order.status}"
             told.append((order.updated_ms, f"{text} {order.reject_reason}".rstrip()))
     if lot.closed_ms:
-        profit = sign(lot.side) * (lot.proceeds - lot.cost) - lot.fees
-        told.append((lot.closed_ms, f"closed: {profit:+.6f} USDT after {lot.fees:f} of fees"))
+        told.append((lot.closed_ms, f"closed: {lot.profit_usdt:+.6f} USDT after {lot.fees:f} fees"))
     return sorted(told, key=lambda event: event[0])

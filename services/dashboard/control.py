@@ -8,7 +8,7 @@ from nicegui import run, ui
 from services.dashboard.desk import Desk
 from services.dashboard.frame import Grid, column, every, frame, moment, panel
 from services.dashboard.guard import CONTROL, LOGIN
-from services.ops.ops import Unable, ask_keeper, scaled
+from services.ops.ops import GONE, Unable, ask_keeper, scaled
 from shared import messages as msg
 from shared.bus import MAX_SLOTS
 
@@ -47,10 +47,10 @@ def _wishes(desk: Desk) -> None:
     who = ui.input("your name, for the journal", value="dashboard").classes("w-72")
     who.props("data-testid=who")
     with panel("Mode", "w-full"):
-        typed = ui.input(f"to confirm, type {' or '.join(sorted(TYPED))}").classes("w-96")
+        typed = ui.input("to confirm, type the mode that is asked for").classes("w-96")
         typed.props("data-testid=typed")
         for name, (mode, meaning) in WISHES.items():
-            asks = _asks(desk, mode, lambda: _signature(who.value), lambda: typed.value)
+            asks = _asks(desk, mode, lambda: _signature(who.value), typed)
             with ui.row().classes("items-center gap-4"):
                 button = ui.button(
                     name, on_click=asks, color="red-9" if mode in TYPED else "primary"
@@ -68,8 +68,8 @@ def _wishes(desk: Desk) -> None:
             button.disable()  # one generation at a time
             try:
                 say(await run.io_bound(scaled, desk.settings, wanted, name, say))
-            except Unable as error:
-                say(str(error))
+            except (Unable, ValueError, *GONE) as error:
+                say(f"not done: {error}")
             finally:
                 button.enable()
 
@@ -80,11 +80,11 @@ def _wishes(desk: Desk) -> None:
         every(SAY_S, lambda: progress.set_text(said[0] or progress.text))
 
 
-def _asks(
-    desk: Desk, mode: str, who: Callable[[], str], typed: Callable[[], str]
-) -> Callable[..., object]:
+def _asks(desk: Desk, mode: str, who: Callable[[], str], typed: ui.input) -> Callable[..., object]:
     async def ask() -> None:
-        if mode in TYPED and (typed() or "").strip() != mode:
+        word = (typed.value or "").strip()
+        typed.set_value("")  # once typed, once asked
+        if _must_type(mode, desk.mode()) and word != mode:
             ui.notify(f"type {mode} into the field first", type="warning")
             return
         answer = await run.io_bound(ask_keeper, desk.settings, msg.Control(mode, who()))
@@ -94,6 +94,19 @@ def _asks(
             ui.notify(f"mode {answer.mode} {answer.reason}".rstrip(), type="positive")
 
     return ask
+
+
+def _must_type(wish: str, now: msg.Mode | None) -> bool:
+    """Whether a wish has to be typed: those two, and all that lifts what is more than a pause."""
+    order = msg.MODES.index
+    lifts = now is None or order(wish) < order(now.mode)
+    return wish in TYPED or (lifts and not (now and _is_pause(now)))
+
+
+def _is_pause(mode: msg.Mode) -> bool:
+    """A person's pause, or what goes by itself."""
+    by_itself = msg.MODES.index(mode.mode) <= msg.MODES.index(msg.NO_ENTRY)
+    return by_itself or (mode.mode, mode.reason) == (msg.REDUCE_ONLY, "operator")
 
 
 def _signature(name: str) -> str:

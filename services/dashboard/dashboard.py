@@ -32,6 +32,7 @@ def tokens_of(run_dir: Path, port: int) -> Tokens:
     """The tokens of this RUN_DIR, the same after a restart; their addresses go to a file of the
     owner's, from which `make up` shows them."""
     file = run_dir / DASHBOARD_FILE
+    known = {}
     try:
         known = json.loads(file.read_text())
         tokens = Tokens(*(known[name].partition("token=")[2] for name in ("look", "steer")))
@@ -40,10 +41,12 @@ def tokens_of(run_dir: Path, port: int) -> Tokens:
     if not all(tokens):  # an empty one would be everybody's
         tokens = Tokens.fresh()
     to = f"http://{HOST}:{port}/?token="
-    draft = file.with_suffix(".new")
-    draft.touch(0o600)
-    draft.write_text(json.dumps({"look": to + tokens.view, "steer": to + tokens.control}))
-    draft.replace(file)
+    addresses = {"look": to + tokens.view, "steer": to + tokens.control}
+    if addresses != known:
+        draft = file.with_suffix(".new")
+        draft.touch(0o600)
+        draft.write_text(json.dumps(addresses))
+        draft.replace(file)
     return tokens
 
 

@@ -1,17 +1,25 @@
 """desk: the bus and the ledger's file in, one state for all pages out. Reads; changes nothing."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
-from services.dashboard.books import NO_BOOKS, Books, read, recent_lots
+from services.dashboard.books import (
+    NO_BOOKS,
+    NO_SYMBOL,
+    Books,
+    SymbolBooks,
+    read,
+    read_symbol,
+    recent_lots,
+)
 from services.dashboard.metrics import BotCollector, Caps
-from services.dashboard.watch import Process, Watch
+from services.dashboard.watch import Watch
 from services.ops.ops import GONE, Supervisor
 from services.report.excursions import FILE, Excursions, wanted
 from services.report.trades import Point
@@ -34,6 +42,8 @@ TOPICS = {
     "commands": ("orderrequest.", "health."),
     "market": ("health.",),
 }
+MOST_PAGES = 50  # symbols whose books are kept for a moment
+UNREADABLE = (Broken, OSError, *msg.NOT_OURS)
 DOWN = {"BACKOFF", "EXITED", "FATAL"}  # in supervisord's words
 REFRESHES = 300  # of which the server's times are kept
 
@@ -50,7 +60,9 @@ class Desk:
         self.states: dict[str, str] = {}
         caps = settings.part(Caps)
         self.metrics = BotCollector(self.watch, caps, self.now_ns, self._sums)
-        self._stopped: set[str] = set()
+        self.trouble = ""  # why the ledger cannot be read
+        self._reading = asyncio.Lock()  # one reader of the file at a time
+        self._symbols: dict[str, tuple[float, SymbolBooks]] = {}  # good until
         self._bus = Bus(
             settings.RUN_DIR, hears=TOPICS, asks=("history", "instruments"), **settings.wires
         )
@@ -77,37 +89,60 @@ class Desk:
         while True:
             began_s = time.monotonic()
             try:
-                self.books = await asyncio.to_thread(read, self.settings.RUN_DIR, self.books)
-            except (Broken, OSError) as error:
-                log.warning("ledger unreadable error=%s", error)
+                async with self._reading:
+                    self.books = await asyncio.to_thread(read, self.settings.RUN_DIR, self.books)
+                self.trouble = ""
+            except UNREADABLE as error:
+                self.trouble = f"ledger unreadable: {error}"
+                log.warning("ledger unreadable error=%r", error)
             await asyncio.sleep(max(READ_S, READ_SHARE * (time.monotonic() - began_s)))
+
+    async def symbol_books(self, symbol: str) -> SymbolBooks:
+        """What the ledger holds of a symbol: as it is, or as it was a moment ago where a read takes
+        long. Nothing while it cannot be read."""
+        good_until_s, known = self._symbols.get(symbol, (0.0, NO_SYMBOL))
+        async with self._reading:
+            began_s = time.monotonic()
+            if began_s < good_until_s:
+                return known
+            with contextlib.suppress(*UNREADABLE):
+                known = await asyncio.to_thread(read_symbol, self.settings.RUN_DIR, symbol)
+            took_s = time.monotonic() - began_s
+        self._symbols[symbol] = (began_s + max(READ_S, READ_SHARE * took_s), known)
+        if len(self._symbols) > MOST_PAGES:
+            del self._symbols[next(iter(self._symbols))]
+        return known
 
     async def look(self) -> None:
         """For ever: what supervisord says of each process."""
         supervisor = Supervisor(self.settings.RUN_DIR)
         while True:
-            states = await asyncio.to_thread(_states, supervisor)
-            if states:
-                self._stopped = (self._stopped | self.states.keys()) - states.keys()
-            self.states = states
+            self.states = await asyncio.to_thread(_states, supervisor)
             await asyncio.sleep(LOOK_S)
 
     async def remember(self) -> None:
         """For ever: the best and worst price of each lot, from bars, while there are any."""
-        interval_ms = self.settings.interval_ms
-        kept = Excursions(self.settings.RUN_DIR / FILE, interval_ms)
+        interval_ms, kept = self.settings.interval_ms, None
         while True:
             now_ms = self.watch.market_ms()
-            since_ms = now_ms - KEPT_BARS * interval_ms
             try:
-                lots = await asyncio.to_thread(recent_lots, self.settings.RUN_DIR, since_ms)
-                for symbol in wanted(lots, kept.known, now_ms, interval_ms):
-                    history = await self.history_asked(symbol)
-                    if history and history.bars:
-                        kept.take(history, lots)
-            except Broken as error:  # the next look may find more
-                log.warning("excursions not kept error=%s", error)
+                kept = kept or Excursions(self.settings.RUN_DIR / FILE, interval_ms)
+                await self._remember(kept, now_ms, interval_ms)
+            except UNREADABLE as error:  # the next look may find more
+                log.warning("excursions not kept error=%r", error)
             await asyncio.sleep(REMEMBER_S)
+
+    async def _remember(self, kept: Excursions, now_ms: int, interval_ms: int) -> None:
+        if not now_ms:
+            return
+        since_ms = now_ms - KEPT_BARS * interval_ms
+        async with self._reading:
+            lots = await asyncio.to_thread(recent_lots, self.settings.RUN_DIR, since_ms)
+        for symbol in wanted(lots, kept.known, now_ms, interval_ms):
+            history = await self.history_asked(symbol)
+            if history and history.bars:
+                kept.take(history, lots)
+        kept.keep(lots)
 
     def works(self) -> list[Coroutine[None, None, None]]:
         """All that goes on for ever."""
@@ -122,40 +157,45 @@ class Desk:
         waiting.append(future)
         return future
 
+    def wallet(self) -> msg.Wallet | None:
+        """The account as the keeper says it; None while it is silent."""
+        return self.watch.wallet if self.watch.speaks("keeper", self.now_ns()) else None
+
+    def mode(self) -> msg.Mode | None:
+        """The mode as the keeper says it; None while it is silent."""
+        return self.watch.mode if self.watch.speaks("keeper", self.now_ns()) else None
+
+    def point(self) -> Point | None:
+        """Where the equity is now; None while the keeper is silent."""
+        wallet = self.wallet()
+        return self.books.point(wallet, _wall_ms()) if wallet else None
+
     def equity(self) -> list[Point]:
         """The curve as it is written down each minute, and where it is now."""
-        wallet = self.watch.wallet
-        return [*self.books.equity, *([self.books.point(wallet, _wall_ms())] if wallet else ())]
-
-    def today_usdt(self) -> float | None:
-        """Since midnight UTC; None while one of the two is not known."""
-        now = self.equity()[-1:]
-        return self.books.today_usdt(now[0]) if now else None
+        now = self.point()
+        return [*self.books.equity, *([now] if now else ())]
 
     def now_ns(self) -> int:
         """The clock by which the bus is heard."""
         return time.monotonic_ns()
 
-    def processes(self, now_ns: int) -> list[Process]:
-        """Every process, without those that were there and that supervisord was told to stop."""
-        return [p for p in self.watch.processes(now_ns) if p.alive or p.name not in self._stopped]
-
     def dead(self, now_ns: int) -> list[str]:
-        """Names of those of them that do not speak, or that supervisord cannot keep running."""
-        silent = {process.name for process in self.processes(now_ns) if not process.alive}
+        """Names of those that do not speak, or that supervisord cannot keep running."""
+        silent = {process.name for process in self.watch.processes(now_ns) if not process.alive}
         return sorted(silent | {name for name, state in self.states.items() if state in DOWN})
 
     def gates(self, symbol: str) -> tuple[list[Gate], str]:
         """What stands between this symbol and an order, and the verdict in words."""
         heard, watch = Heard(symbol), self.watch
         heard.quote, heard.position = watch.quotes.get(symbol), watch.positions.get(symbol)
-        heard.mode, heard.instrument = watch.mode, watch.instruments.get(symbol)
+        heard.mode, heard.instrument = self.mode(), watch.instruments.get(symbol)
         heard.symbols = set(watch.instruments)
-        heard.health = {word.service: word for _, word in watch.health.values()}
+        speaking = [n for n in watch.health if watch.speaks(n, self.now_ns())]
+        heard.health = {word.service: word for _, word in map(watch.health.__getitem__, speaking)}
         found = gates(heard, self.settings)
         return found, verdict(found)
 
-    @contextmanager
+    @contextlib.contextmanager
     def timed(self, page: str) -> Iterator[None]:
         """Notes how long a refresh keeps the server."""
         began = time.perf_counter()

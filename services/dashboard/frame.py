@@ -24,6 +24,8 @@ GAIN, LOSS = "text-green-400", "text-red-400"
 GAIN_CLASSES = {GAIN: "x > 0", LOSS: "x < 0"}
 """AG Grid: formatters and class rules, in its own expressions."""
 
+NOTHING = "–"  # what is not known
+
 Options = dict[str, Any]
 
 
@@ -37,24 +39,20 @@ def frame(desk: Desk, title: str) -> None:
             link = ui.link(name, path).classes("text-white no-underline hover:underline")
             link.classes("font-bold border-b-2") if name == title else None
         ui.space()
-        mode, money = (
-            ui.badge().props("data-testid=mode"),
-            ui.label().props("data-testid=money").classes("tabular-nums"),
-        )
+        mode = ui.badge().props("data-testid=mode")
+        money = ui.label().props("data-testid=money").classes("tabular-nums")
+        trouble = ui.badge(color="red-9").props("data-testid=trouble")
         dead = ui.badge(color="red-9").props("data-testid=dead")
 
     def refresh() -> None:
-        watch = desk.watch
-        now_ns = desk.now_ns()
-        said, wallet = watch.mode, watch.wallet
-        silent = desk.dead(now_ns)
-        name = said.mode if said and "keeper" not in silent else "UNKNOWN"
-        reason = f": {said.reason}" if said and said.reason and name != "UNKNOWN" else ""
-        mode.set_text(name + reason)
+        said, wallet, silent = desk.mode(), desk.wallet(), desk.dead(desk.now_ns())
+        name = said.mode if said else "UNKNOWN"
+        mode.set_text(f"{name}: {said.reason}" if said and said.reason else name)
         mode.props(f"color={COLOURS.get(name, OTHER_MODE)}")
         money.set_text(f"{wallet.total_equity:,.2f} USDT" if wallet else "")
-        dead.set_text("dead: " + ", ".join(silent))
-        dead.set_visibility(bool(silent))
+        for badge, text in ((trouble, desk.trouble), (dead, ", ".join(silent))):
+            badge.set_text(f"dead: {text}" if badge is dead else text)
+            badge.set_visibility(bool(text))
 
     every(HEAD_S, refresh)
 
@@ -148,7 +146,7 @@ def panel(title: str, classes: str = "") -> Iterator[None]:
 def money(value: Decimal | float | None, digits: int = 2) -> str:
     """`+1,234.50`; no sign of what is rounded to nothing; a dash where it is not known."""
     if value is None:
-        return "–"
+        return NOTHING
     text = f"{value:+,.{digits}f}"
     return text if text.strip("+-0.,") else text[1:]
 
@@ -156,12 +154,3 @@ def money(value: Decimal | float | None, digits: int = 2) -> str:
 def moment(at_ms: int) -> str:
     """UTC, to the second; empty for 0."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%m-%d %H:%M:%S") if at_ms else ""
-
-
-def span(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `12 s`."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

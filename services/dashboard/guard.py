@@ -8,7 +8,6 @@ no foreign Origin, and a token, which becomes a cookie that no script reads.
 import secrets
 from collections.abc import Iterable, MutableMapping
 from hmac import compare_digest
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -92,11 +91,8 @@ class Guard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return token.strip()
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return ""
-        return str(cookies[self._cookie].value) if self._cookie in cookies else ""
+        pairs = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
+        return next((value for name, _, value in pairs if name == self._cookie), "")
 
     async def _enter(self, send: Any, token: str, to: str) -> None:
         """The token was right: as a cookie, and on to the page; or ask again."""

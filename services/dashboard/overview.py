@@ -8,6 +8,7 @@ from services.dashboard.charts import equity_chart
 from services.dashboard.desk import Desk
 from services.dashboard.frame import (
     FIXED,
+    NOTHING,
     REFRESH_S,
     Grid,
     Tiles,
@@ -22,6 +23,7 @@ from services.dashboard.watch import Process
 
 SHOWN_RATES = ("klines", "bars", "ARM", "HOLD", "accepted", "refused", "unknown", "grants")
 BUDGET = "budget_"
+QUIET = ("paper", "watchdog", "dashboard", "notifier")  # those that say no Health
 RUNNING = "RUNNING"  # in supervisord's words
 CHART_S = 5.0
 
@@ -34,8 +36,7 @@ def build(desk: Desk) -> None:
         with panel("Equity and drawdown", "grow"):
             chart = ui.echart(equity_chart(())).classes("h-80 w-full").props("data-testid=equity")
         with panel("Order budget in use", "w-96"):
-            bars: dict[str, tuple[ui.linear_progress, ui.label]] = {}
-            budget = ui.column().classes("w-full gap-1")
+            budget = Budget()
             ui.label("Commands").classes("text-sm text-gray-400 mt-2")
             latency = (
                 ui.label()
@@ -50,7 +51,7 @@ def build(desk: Desk) -> None:
         with desk.timed("overview"):
             _money(desk, money_tiles)
             _bot(desk, bot_tiles)
-            _budget(desk, budget, bars)
+            budget.show(desk.watch.counters("router", desk.now_ns()))
             latency.set_text(_latency(desk))
             processes.show(_processes(desk))
         foot.set_text(desk.refresh_text())
@@ -60,53 +61,55 @@ def build(desk: Desk) -> None:
 
 
 def _money(desk: Desk, tiles: Tiles) -> None:
-    books, wallet = desk.books, desk.watch.wallet
-    opened = desk.watch.opened_usdt()
-    tiles.set("Equity", f"{wallet.total_equity:,.2f}" if wallet else "–", "USDT")
-    today, below_pct = desk.today_usdt(), [point.drawdown_pct for point in desk.equity()[-1:]]
+    books, now = desk.books, desk.point()
+    known, totals, opened = bool(books.version), books.totals, desk.watch.opened_usdt()
+    today = books.today_usdt(now) if now else None
+    realised = totals.profit_usdt if known else None
+    below = f"{abs(now.drawdown_pct):.2f} %" if now else NOTHING
+    tiles.set("Equity", f"{now.equity:,.2f}" if now else NOTHING, "USDT")
     tiles.set("Today", money(today), "since midnight UTC", today)
-    tiles.set(
-        "Realised", money(books.realised_usdt), "closed lots, after fees", books.realised_usdt
-    )
+    tiles.set("Realised", money(realised), "closed lots, after fees", realised)
     tiles.set("Open", money(opened), "at the last price", opened)
-    tiles.set("Fees", money(books.fees_usdt), "of closed lots, paid")
-    tiles.set("Funding", money(books.funding_usdt), "paid, if above 0")
-    tiles.set(
-        "Drawdown", f"{abs(sum(below_pct)):.2f} %", f"at worst {books.worst_drawdown_pct:.2f} %"
-    )
+    tiles.set("Fees", money(totals.fees_usdt if known else None), "of closed lots, paid")
+    tiles.set("Funding", money(books.funding_paid_usdt if known else None), "paid, if above 0")
+    tiles.set("Drawdown", below, f"of 90 days, at worst {books.worst_drawdown_pct:.2f} %")
 
 
 def _bot(desk: Desk, tiles: Tiles) -> None:
-    watch, settings = desk.watch, desk.settings
-    mode, keeper = watch.mode, watch.counters("keeper")
-    age = watch.feed_age_ms()
-    tiles.set("Lots", f"{keeper.get('lots', 0)}", "open")
-    tiles.set("Slots", f"{mode.slots if mode else '–'} / {settings.MAX_SLOTS}", "entries and lots")
-    symbols = len(mode.symbols) if mode else "–"
-    tiles.set("Symbols", f"{symbols} / {settings.MAX_SYMBOLS}", f"{len(watch.quotes)} watched")
-    tiles.set("Working orders", f"{keeper.get('working_orders', 0)}")
-    tiles.set("Executions", f"{keeper.get('executions', 0)}")
-    tiles.set("Differences", f"{mode.differences if mode else '–'}", "ledger and exchange")
-    tiles.set(
-        "Feed age", "–" if age is None else f"{age / 1000:.1f} s", "the oldest symbol's price"
-    )
+    settings, mode, now_ns = desk.settings, desk.mode(), desk.now_ns()
+    keeper, age_ms = desk.watch.counters("keeper", now_ns), desk.watch.feed_age_ms(now_ns)
+    symbols, slots = (len(mode.symbols), mode.slots) if mode else (NOTHING, NOTHING)
+    age = NOTHING if age_ms is None else f"{age_ms / 1000:.1f} s"
+    tiles.set("Lots", f"{keeper.get('lots', NOTHING)}", "open")
+    tiles.set("Slots", f"{slots} / {settings.MAX_SLOTS}", "entries and lots")
+    watched = f"{len(desk.watch.quotes)} watched"
+    tiles.set("Symbols", f"{symbols} / {settings.MAX_SYMBOLS}", watched)
+    tiles.set("Working orders", f"{keeper.get('working_orders', NOTHING)}")
+    tiles.set("Executions", f"{keeper.get('executions', NOTHING)}")
+    tiles.set("Differences", f"{mode.differences if mode else NOTHING}", "ledger and exchange")
+    tiles.set("Feed age", age, "the oldest symbol's price")
 
 
-def _budget(
-    desk: Desk, where: ui.column, bars: dict[str, tuple[ui.linear_progress, ui.label]]
-) -> None:
+class Budget:
     """One bar per bucket: how much of the exchange's limit counts as used. We stop at 80 %."""
-    for name, percent in desk.watch.counters("router").items():
-        if not name.startswith(BUDGET):
-            continue
-        if name not in bars:
-            with where:
-                label = ui.label().classes("text-xs")
-                bars[name] = (ui.linear_progress(show_value=False), label)
-        bar, label = bars[name]
-        bar.set_value(percent / 100)
-        bar.props(f"color={'amber' if percent > 60 else 'green'}")
-        label.set_text(f"{name.removeprefix(BUDGET).removesuffix('_pct')}: {percent} %")
+
+    def __init__(self) -> None:
+        self._where = ui.column().classes("w-full gap-1")
+        self._bars: dict[str, tuple[ui.linear_progress, ui.label]] = {}
+
+    def show(self, counters: dict[str, int]) -> None:
+        """By the router's counters; nothing is known while it is silent."""
+        for name in sorted(self._bars.keys() | {n for n in counters if n.startswith(BUDGET)}):
+            if name not in self._bars:
+                with self._where:
+                    label = ui.label().classes("text-xs")
+                    self._bars[name] = (ui.linear_progress(show_value=False), label)
+            bar, label = self._bars[name]
+            percent = counters.get(name)
+            bar.set_value((percent or 0) / 100)
+            bar.props(f"color={'amber' if (percent or 0) > 60 else 'green'}")
+            said = NOTHING if percent is None else f"{percent} %"
+            label.set_text(f"{name.removeprefix(BUDGET).removesuffix('_pct')}: {said}")
 
 
 def _latency(desk: Desk) -> str:
@@ -135,14 +138,16 @@ def _columns() -> list[dict[str, Any]]:
 
 def _processes(desk: Desk) -> list[dict[str, Any]]:
     """Those that speak on the bus, and those of which only supervisord knows."""
-    rows = [_row(process, desk) for process in desk.processes(desk.now_ns())]
+    rows = [_row(process, desk) for process in desk.watch.processes(desk.now_ns())]
     others = desk.states.keys() - {row["name"] for row in rows}
     return rows + [_other(name, desk.states[name]) for name in sorted(others)]
 
 
 def _other(name: str, state: str) -> dict[str, Any]:
     empty = dict.fromkeys(shown["field"] for shown in _columns())
-    return {**empty, "name": name, "state": state, "healthy": "yes" if state == RUNNING else "no"}
+    quiet = name.partition("-")[0] in QUIET  # the others should have spoken
+    healthy = "no" if state != RUNNING else "yes" if quiet else "silent"
+    return {**empty, "name": name, "state": state, "healthy": healthy}
 
 
 def _row(process: Process, desk: Desk) -> dict[str, Any]:

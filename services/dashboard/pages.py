@@ -5,6 +5,7 @@ from nicegui import app, ui
 
 from services.dashboard import board, control, overview, symbol, trades
 from services.dashboard.desk import Desk
+from services.report.words import as_csv
 
 
 def register(desk: Desk) -> None:
@@ -20,7 +21,8 @@ def register(desk: Desk) -> None:
 
     @ui.page("/symbol/{name}")
     def _symbol(name: str) -> None:
-        if name not in desk.watch.quotes and name not in desk.watch.instruments:
+        watch = desk.watch
+        if not any(name in known for known in (watch.quotes, watch.instruments, watch.positions)):
             raise HTTPException(404, f"{name:.40}: not traded here")
         symbol.build(desk, name)
 
@@ -35,4 +37,4 @@ def register(desk: Desk) -> None:
     @app.get(trades.CSV)
     def _csv() -> Response:
         name = {"content-disposition": "attachment; filename=trades.csv"}
-        return Response(trades.as_csv(desk.books.trades), media_type="text/csv", headers=name)
+        return Response(as_csv(desk.books.trades), media_type="text/csv", headers=name)

@@ -1,12 +1,11 @@
 """symbol: one market: candles with bands, what rests, what was filled, the story of each lot, and
 what stands between it and the next order."""
 
-import asyncio
 from typing import Any
 
 from nicegui import ui
 
-from services.dashboard.books import NO_SYMBOL, SymbolBooks, read_symbol, story
+from services.dashboard.books import NO_SYMBOL, SymbolBooks, story
 from services.dashboard.charts import (
     ENTRY,
     EXIT,
@@ -80,7 +79,7 @@ def build(desk: Desk, symbol: str) -> None:
         nonlocal shown, books, told
         history = await desk.history_asked(symbol)
         shown = candles(history, interval_ms, desk.settings.part(Parameters)) if history else shown
-        books = await asyncio.to_thread(read_symbol, desk.settings.RUN_DIR, symbol)
+        books = await desk.symbol_books(symbol)
         touches.show([_touch(row) for row in books.touches])
         if told != books:
             told = books

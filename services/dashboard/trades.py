@@ -1,8 +1,5 @@
 """trades: closed lots, what they made, by symbol and in all; and all of them as CSV."""
 
-import csv
-import io
-from collections.abc import Iterable
 from typing import Any
 
 from nicegui import ui
@@ -22,12 +19,12 @@ from services.dashboard.frame import (
     money,
     number,
     panel,
-    span,
 )
 from services.report.trades import Group, Statistics, Trade, by_reason, by_symbol
+from services.report.words import span
 
 READ_S = 2.0
-SHOWN = 5_000  # the newest; the CSV has all
+SHOWN = 5_000  # the newest; the CSV has all that `Books` has
 CSV = "/trades.csv"
 
 
@@ -64,22 +61,13 @@ def build(desk: Desk) -> None:
     every(READ_S, refresh)
 
 
-def as_csv(trades: Iterable[Trade]) -> str:
-    """Every field of every trade, in the order in which they were closed."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(Trade._fields)
-    writer.writerows(trades)
-    return text.getvalue()
-
-
 def _tiles(tiles: Tiles, s: Statistics) -> None:
     tiles.set("Trades", f"{s.trades}", f"{s.wins} won, {s.losses} lost")
     tiles.set("Win rate", _number(s.win_rate_pct, " %", 1))
     tiles.set("Profit", money(s.profit_usdt, 4), "USDT after fees", s.profit_usdt)
     tiles.set("Profit factor", _number(s.profit_factor), "won / lost")
     tiles.set("Expectancy", money(s.expectancy_usdt, 4), "USDT a trade", s.expectancy_usdt)
-    tiles.set("Hold", span(s.average_hold_ms / 1000) if s.average_hold_ms else "–", "on average")
+    tiles.set("Hold", span(s.average_hold_ms), "on average")
     tiles.set("Sharpe", _number(s.sharpe), "of days, a year")
     tiles.set("Sortino", _number(s.sortino), "of days, a year")
     deepest = f"{s.max_drawdown_usdt:,.2f} USDT"

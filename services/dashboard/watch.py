@@ -84,6 +84,8 @@ class Watch:
             self.mode = message
             for symbol in self.positions.keys() - set(message.symbols):
                 del self.positions[symbol]
+                if symbol in self.quotes:  # what is not traded any more was kept for its lots
+                    self._quote(self.quotes[symbol], self._quoted_ns[symbol])
         elif isinstance(message, msg.Health):
             self._health(message, now_ns)
         elif isinstance(message, msg.Wallet):
@@ -131,11 +133,14 @@ class Watch:
         known = [usdt for usdt in held if usdt is not None]
         return sum(known, Decimal(0)) if len(known) == len(held) else None
 
-    def feed_age_ms(self) -> int | None:
+    def speaks(self, name: str, now_ns: int) -> bool:
+        """Whether this process was heard just now: else what it said is old."""
+        return name in self.health and now_ns - self.health[name][0] <= ALIVE_NS
+
+    def feed_age_ms(self, now_ns: int) -> int | None:
         """The age of the price heard longest ago, as the ingestor says; None while it is silent."""
-        age_ms = (
-            self.health["ingestor"][1].ages_ms.get("feed", -1) if "ingestor" in self.health else -1
-        )
+        silent = not self.speaks("ingestor", now_ns)
+        age_ms = -1 if silent else self.health["ingestor"][1].ages_ms.get("feed", -1)
         return None if age_ms < 0 else age_ms
 
     def market_ms(self) -> int:
@@ -152,15 +157,15 @@ class Watch:
         stages = {"kline to decision": self._decided_ms, "decision to answer": self._answered_ms}
         return [_latency(name, sorted(times)) for name, times in stages.items() if times]
 
-    def counters(self, service: str) -> dict[str, int]:
-        """The counters of a process; empty while it has not spoken."""
-        return self.health[service][1].counters if service in self.health else {}
+    def counters(self, service: str, now_ns: int) -> dict[str, int]:
+        """The counters of a process; empty while it does not speak."""
+        return self.health[service][1].counters if self.speaks(service, now_ns) else {}
 
     def _quote(self, quote: msg.Quote, now_ns: int) -> None:
         known = self.quotes.get(quote.symbol)
         if known and known.ts_ms > quote.ts_ms:
             return
-        if quote.gate == "not_tradeable":
+        if quote.gate == "not_tradeable" and quote.symbol not in self.positions:
             self.quotes.pop(quote.symbol, None)
             self._quoted_ns.pop(quote.symbol, None)
             return
@@ -201,7 +206,7 @@ class Watch:
             for key, value in last.counters.items()
             if seconds and value > known.get(key, 0) and not key.endswith("_pct")
         }
-        alive = now_ns - heard_ns <= ALIVE_NS
+        alive = self.speaks(name, now_ns)
         age_s = (now_ns - heard_ns) / 1e9
         head = (name, alive, alive and last.ready, last.note, last.shard, last.pid, age_s)
         feed_age = last.ages_ms.get("feed", last.ages_ms.get("account"))

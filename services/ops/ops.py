@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ from shared.settings import (
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
+PEOPLE_SECONDS = 20  # longer, for what is for people
 DOWN_SECONDS = 20
 SCALE_SECONDS = 30
 ASK_SECONDS = 2  # for a connection to the keeper: a busy machine needs more than the bus waits
@@ -52,6 +54,8 @@ LEDGER_FILES = [
 ]
 WRONG = "wrong_setting "  # how a process says that its configuration cannot work
 DEAD = ("EXITED", "FATAL")
+FOR_PEOPLE = ("dashboard", "notifier")  # without them it trades all the same
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # by no proxy
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
@@ -175,6 +179,17 @@ def scale(settings: Settings, shards: int) -> int:
 def scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None]) -> str:
     """A new generation of workers in free slots; the old one stops once the new one is ready. The
     keeper journals it. Returns what was done; raises Unable."""
+    try:
+        with (settings.RUN_DIR / "scale.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return _scaled(settings, shards, who, say)
+    except BlockingIOError as error:
+        raise Unable("somebody else is scaling just now") from error
+    except FileNotFoundError as error:
+        raise Unable("nothing runs: make up") from error
+
+
+def _scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None]) -> str:
     supervisor = Supervisor(settings.RUN_DIR)
     if not supervisor.alive():
         raise Unable("nothing runs: make up")
@@ -338,35 +353,57 @@ def _write_shards(file: Path, slots: dict[str, list[int]]) -> None:
 
 
 def _wait_healthy(settings: Settings, supervisor: Supervisor) -> str:
-    """Empty once all are healthy; otherwise who is not, and the last lines it said."""
+    """Empty once all that trades is healthy; otherwise who is not, and the last lines it said. For
+    what is for people it waits a little longer, and then only says so."""
     bus, heard = look.listener(settings), look.Heard()
-    until = time.monotonic() + UP_SECONDS
+    until, patience = time.monotonic() + UP_SECONDS, PEOPLE_SECONDS
     rows: list[look.Process] = []
     try:
         with console.status("starting") as spinner:
             while time.monotonic() < until:
                 look.listen(bus, 0.25, heard)
                 rows = _rows(settings, supervisor, heard)
-                if dead := [row for row in rows if row.state in DEAD]:
+                if dead := [row for row in rows if row.state in DEAD and _needed(settings, row)]:
                     return _obituary(settings, dead)
-                if rows and all(row.healthy for row in rows):
+                late = [row for row in rows if not row.healthy]
+                if rows and all(row.name in FOR_PEOPLE for row in late):
+                    until, patience = min(until, time.monotonic() + patience), 0
+                if rows and not late:
                     return ""
-                late = [f"{row.name} {row.note}".strip() for row in rows if not row.healthy]
-                spinner.update("waiting for " + ", ".join(late))
+                names = ", ".join(f"{row.name} {row.note}".strip() for row in late)
+                spinner.update(f"waiting for {names}")
     finally:
         bus.close()
-    return _obituary(settings, [row for row in rows if not row.healthy])
+    late = [row for row in rows if not row.healthy]
+    if rows and all(row.name in FOR_PEOPLE for row in late):
+        console.print(f"[yellow]it trades, but without: {', '.join(row.name for row in late)}")
+        return ""
+    return _obituary(settings, late)
+
+
+def _needed(settings: Settings, row: look.Process) -> bool:
+    """Whether its end is the end of a start: it trades, or its configuration cannot work."""
+    return row.name not in FOR_PEOPLE or WRONG in _last_line(settings, row.name)
+
+
+def _last_line(settings: Settings, name: str) -> str:
+    """The last thing that a process said; empty if it never said anything."""
+    lines = _lines(settings, name)
+    return logs.readable(lines[-1])[2] if lines else ""
+
+
+def _lines(settings: Settings, name: str) -> list[str]:
+    log = settings.RUN_DIR / "logs" / f"{name}.log"
+    return log.read_text(errors="replace").splitlines() if log.exists() else []
 
 
 def _obituary(settings: Settings, rows: list[look.Process]) -> str:
     words = []
     for row in rows:
-        log = settings.RUN_DIR / "logs" / f"{row.name}.log"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        _, _, last = logs.readable(lines[-1]) if lines else ("", "", "")
-        if WRONG in last:
+        if WRONG in (last := _last_line(settings, row.name)):
             return f"{row.name}: {last.split(WRONG)[1]}"
-        words += [f"{row.name} is not healthy ({row.state} {row.note})", *lines[-LAST_LINES:]]
+        said = _lines(settings, row.name)[-LAST_LINES:]
+        words += [f"{row.name} is not healthy ({row.state} {row.note})", *said]
     return "\n".join(words)
 
 
@@ -400,7 +437,7 @@ def _looks(settings: Settings, name: str) -> bool:
 
 def _answers(port: int, path: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2) as reply:
+        with DIRECT.open(f"http://127.0.0.1:{port}/{path}", timeout=2) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False

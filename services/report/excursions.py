@@ -92,7 +92,7 @@ class Excursions:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute(SCHEMA)
-        self.known = _all(self._db)
+        self.known = _all(self._db, 0)
 
     def take(self, history: msg.History, lots: Iterable[msg.Lot]) -> int:
         """Take in the bars of one symbol, for those of the lots that are of it: how many learned
@@ -116,23 +116,28 @@ class Excursions:
         self.known |= changed
         return len(changed)
 
+    def keep(self, lots: Iterable[msg.Lot]) -> None:
+        """In memory, what is known of these lots is enough."""
+        names = {lot.entry_id for lot in lots}
+        self.known = {name: seen for name, seen in self.known.items() if name in names}
+
     def close(self) -> None:
         """Let go of the file."""
         self._db.close()
 
 
-def read(path: Path) -> dict[str, Extremes]:
-    """What is known, by entry id, for those who only look: nothing where there is no file. Raises
-    Broken."""
+def read(path: Path, since_ms: int = 0) -> dict[str, Extremes]:
+    """What is known, by entry id, for those who only look, of lots that were held after `since_ms`
+    (market time): nothing where there is no file. Raises Broken."""
     if not path.exists():
         return {}
     address = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(address, uri=True)) as db:
-        return _all(db)
+        return _all(db, since_ms)
 
 
-def _all(db: sqlite3.Connection) -> dict[str, Extremes]:
-    rows = db.execute(f"SELECT {FIELDS} FROM excursions")
+def _all(db: sqlite3.Connection, since_ms: int) -> dict[str, Extremes]:
+    rows = db.execute(f"SELECT {FIELDS} FROM excursions WHERE until_ms > ?", (since_ms,))
     return {
         name: Extremes(opened_ms, high, low, until_ms, bool(gapless))
         for name, opened_ms, high, low, until_ms, gapless in rows

@@ -5,8 +5,6 @@ Works while the bot runs, and without it.
 
 import argparse
 import contextlib
-import csv
-import io
 import json
 import os
 import re
@@ -90,15 +88,6 @@ def as_json(found: Found, made: Statistics) -> str:
     return json.dumps(told, default=str)
 
 
-def as_csv(trades: Iterable[Trade]) -> str:
-    """A line for each trade, first closed first."""
-    text = io.StringIO()
-    lines = csv.writer(text)
-    lines.writerow(Trade._fields)
-    lines.writerows(trades)
-    return text.getvalue()
-
-
 def show(console: Console, found: Found, made: Statistics) -> None:
     """The tables."""
     _list(console, "report", (), words.summary(found, made))
@@ -174,7 +163,7 @@ def _files(
         title = f"Report of {now:%Y-%m-%d %H:%M:%S} UTC{since}"
         yield asked.html or folder / "reports" / name, page(found, made, title)
     if asked.csv:
-        yield asked.csv, as_csv(found.trades)
+        yield asked.csv, words.as_csv(found.trades)
 
 
 def _list(console: Console, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 Lots are read before their orders and executions: then all of a closed one's are there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -30,6 +30,21 @@ class Since(NamedTuple):
 
     market_ms: int = 0
     wall_ms: int = 0
+
+
+class Totals(NamedTuple):
+    """Sums over all closed lots and all funding, up to two row numbers; later rows add to them.
+
+    A lot is written anew, as the last row, until it is closed, and then never again.
+    """
+
+    lot_row: int = 0
+    execution_row: int = 0
+    closed: int = 0
+    won: int = 0
+    profit_usdt: Decimal = Decimal(0)
+    fees_usdt: Decimal = Decimal(0)
+    funding_usdt: Decimal = Decimal(0)  # received: what was paid is negative
 
 
 class Found(NamedTuple):
@@ -63,9 +78,9 @@ def read(records: Records, known: Mapping[str, Extremes], since: Since) -> Found
     found = lots(records, since.market_ms)
     return Found(
         records.meta("account"),
-        _trades(records, found, known),
+        trades_of(records, found, known),
         sorted((lot for lot in found if not lot.closed_ms), key=lambda lot: lot.opened_ms),
-        equity_curve(_equity(records, since.wall_ms)),
+        equity(records, since.wall_ms),
         funding_usdt(_executions(records, since.market_ms, f"exec_type = '{FUNDING}'")),
         _outcomes(records, since.market_ms),
         _refusals(records, since.wall_ms),
@@ -78,14 +93,19 @@ def lots(records: Records, since_ms: int) -> list[msg.Lot]:
     return list(_all(records, msg.Lot, "lots", where, since_ms))
 
 
-def _trades(records: Records, found: list[msg.Lot], known: Mapping[str, Extremes]) -> list[Trade]:
-    """Of all orders and executions, only those that lie in the time of these lots are read."""
-    if not any(lot.closed_ms for lot in found):
+def trades_of(
+    records: Records, found: Iterable[msg.Lot], known: Mapping[str, Extremes]
+) -> list[Trade]:
+    """The closed ones among these lots. Of all orders and executions, only those that lie in their
+    time are read."""
+    found = list(found)
+    closed = [lot for lot in found if lot.closed_ms]
+    if not closed:
         return []
-    bar_ms = min(lot.bar_start_ms for lot in found)
+    bar_ms = min(lot.bar_start_ms for lot in closed)
     where = f"bar_start_ms >= ? AND kind <> '{msg.ENTRY}'"
     orders = _all(records, msg.Order, "orders", where, bar_ms)
-    opened_ms = min(lot.opened_ms for lot in found)
+    opened_ms = min(lot.opened_ms for lot in closed)
     executions = _executions(records, opened_ms, f"exec_type <> '{FUNDING}'")
     query = "SELECT 1 FROM modes WHERE mode = ? LIMIT 1"
     flattened = bool(records.rows(query, msg.FLATTEN))
@@ -98,9 +118,25 @@ def _executions(records: Records, since_ms: int, where: str) -> Iterator[msg.Exe
     )
 
 
-def _equity(records: Records, since_ms: int) -> Iterator[tuple[int, float]]:
-    for row in pages(records, "equity", "wall_ms", "wall_ms >= ?", since_ms):
-        yield row["wall_ms"], float(row["equity"])
+def equity(records: Records, since_ms: int) -> list[Point]:
+    """The curve since then, by the wall clock."""
+    found = pages(records, "equity", "wall_ms", "wall_ms >= ?", since_ms)
+    return equity_curve((row["wall_ms"], float(row["equity"])) for row in found)
+
+
+def totals(records: Records, before: Totals) -> Totals:
+    """`before`, and what was closed and settled since it was read."""
+    lot_row, execution_row, closed, won, profit, fees, funding = before
+    where = "SELECT rowid AS row, * FROM lots WHERE rowid > ? AND closed_ms > 0 AND bought <> '0'"
+    for row in records.rows(where, lot_row):
+        lot = msg.build(msg.Lot, [row[name] for name in msg.Lot._fields])
+        lot_row, closed, won = max(lot_row, row["row"]), closed + 1, won + (lot.profit_usdt > 0)
+        profit, fees = profit + lot.profit_usdt, fees + lot.fees
+    where = "SELECT rowid AS row, exec_fee FROM executions WHERE rowid > ? AND exec_type = ?"
+    for row in records.rows(where, execution_row, FUNDING):
+        execution_row = max(execution_row, row["row"])
+        funding -= Decimal(row["exec_fee"])
+    return Totals(lot_row, execution_row, closed, won, profit, fees, funding)
 
 
 def _outcomes(records: Records, since_ms: int) -> list[tuple[str, int]]:

@@ -300,8 +300,7 @@ def ratios(equity: Sequence[Point]) -> tuple[float | None, float | None]:
 
 
 def _trade(lot: msg.Lot, reason: str, known: Mapping[str, Extremes]) -> Trade:
-    gross = (lot.proceeds - lot.cost) * sign(lot.side)
-    profit = gross - lot.fees
+    profit = lot.profit_usdt
     return Trade(
         *(lot.entry_id, lot.symbol, lot.side, lot.bought, lot.entry_price),
         lot.proceeds / lot.sold if lot.sold else ZERO,

@@ -1,5 +1,7 @@
 """words: the numbers of a report as people read them, the same on a screen and on a page. Pure."""
 
+import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -149,3 +151,12 @@ def _one(of: Trade | None) -> str:
     if of is None:
         return NOTHING
     return f"{usdt(of.profit_usdt)} USDT {of.side} {of.symbol}, closed {when(of.closed_ms)}"
+
+
+def as_csv(trades: Iterable[Trade]) -> str:
+    """A line for each trade, first closed first, under the names of its fields."""
+    text = io.StringIO()
+    lines = csv.writer(text)
+    lines.writerow(Trade._fields)
+    lines.writerows(trades)
+    return text.getvalue()

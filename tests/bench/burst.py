@@ -47,7 +47,10 @@ def exits():
             until = time.monotonic() + EXITS_S
             while (left_s := until - time.monotonic()) > 0:
                 for message, _ in bus.receive(left_s * 1_000):
-                    if isinstance(message, msg.Execution):
+                    entry = isinstance(message, msg.Execution) and msg.parse_id(
+                        message.order_link_id
+                    )
+                    if entry and entry[1] is None:
                         filled_ns.setdefault(msg.exit_id(message.order_link_id, 0), message.recv_ns)
                     elif isinstance(message, msg.OrderRequest) and message.action == "create":
                         sent = message.decided_ns, "sent"
@@ -55,7 +58,8 @@ def exits():
                             (message.answered_ns, "answered") if message.outcome else sent
                         )
                         found[stage].setdefault(message.order_link_id, at_ns)
-    result = {"fills": len(filled_ns)}
+    result = {"entries filled": len(filled_ns)}
+    result["without an exit"] = len(filled_ns.keys() - found["sent"].keys())
     for stage, at_ns in found.items():
         if times := [
             (at_ns[name] - filled_ns[name]) / 1e6 for name in at_ns.keys() & filled_ns.keys()
