@@ -186,6 +186,12 @@ def test_without_a_right_token_nothing_is_reached(kind: str, headers: Headers) -
     assert TOKENS.view.encode() not in answer.body and TOKENS.control.encode() not in answer.body
 
 
+@pytest.mark.parametrize("others", ["a=x y", 'prefs={"a": 1, "b": "c"}', "csrftoken", "a=b=c; d"])
+def test_the_cookies_of_other_pages_are_passed_over(others: str) -> None:
+    for cookie in (f"{others}; {COOKIE}={TOKENS.view}", f"{COOKIE}={TOKENS.view}; {others}"):
+        assert call({"cookie": cookie}).rights == VIEW
+
+
 def test_a_wrong_bearer_is_not_healed_by_a_cookie() -> None:
     assert call({"authorization": "Bearer no", **with_cookie(TOKENS.control)}).status == 401
 
