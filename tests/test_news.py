@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.notifier.desk import HOUR_NS, HOURLY, KINDS, MINUTE_NS, SPARE, Desk, Event
-from services.notifier.fills import MOST, REMEMBERED, Day, Fills
+from services.notifier.fills import Day, Mark, Recent, daily
 from services.notifier.news import DAY_MS, News, Terms
 from services.notifier.presence import LOOP_COUNT
 from services.notifier.redact import redacted, secrets_of
@@ -18,21 +18,31 @@ from shared import messages as msg
 NS = 1_000_000_000
 NOON_MS = 1_767_268_800_000  # 2026-01-01 12:00 UTC
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
-NO_DAY = Day(0, Decimal(0), Decimal(0), (), None)
+NO_DAY = Day(0, Decimal(0), Decimal(0), (), None, False)
 
 
 class Shelf:
-    """The ledger as lists."""
+    """The ledger as lists of executions and closed lots; what comes twice is in them once."""
 
-    def __init__(self, lots=(), day=NO_DAY):
-        self.lots, self.reported, self.asked = lots, day, []
+    def __init__(self, day=NO_DAY):
+        self.executions, self.lots, self.reported, self.asked = [], [], day, []
+        self.readable = True
 
-    def closed(self, entries):
-        return [lot for lot in self.lots if lot.entry_id in entries]
+    def put(self, *facts):
+        for fact in facts:
+            found = self.executions if isinstance(fact, msg.Execution) else self.lots
+            if fact not in found:
+                found.append(fact)
+
+    def since(self, mark):
+        now = Mark("led", len(self.executions), len(self.lots))
+        _, execution, lot = mark or now
+        found = Recent(now, tuple(self.executions[execution:]), tuple(self.lots[lot:]))
+        return found if self.readable else None
 
     def day(self, since_ms, until_ms):
         self.asked.append((since_ms, until_ms))
-        return self.reported
+        return self.reported if self.readable else None
 
 
 class Life:
@@ -85,13 +95,14 @@ def lot(entry, cost, proceeds, fees="0.1", side="Buy", symbol="BTCUSDT"):
 
 def test_a_digest_tells_of_all_fills_by_symbol_with_what_closed_lots_brought():
     entry, other = "dm-BTCUSDT-1a-B", "dm-ETHUSDT-1b-S"
-    books = Shelf([lot(entry, "100", "102"), lot(other, "50", "49", side="Sell", symbol="ETHUSDT")])
+    books = Shelf()
     life = Life(books)
-    life.hear(
+    books.put(
+        lot(entry, "100", "102"),
+        lot(other, "50", "49", side="Sell", symbol="ETHUSDT"),
         fill(1, order=entry),
         fill(2, order=f"{entry}x0"),
-        fill(2, order=f"{entry}x0"),  # the same again
-        fill(3, "ETHUSDT", f"{other}s", price=30, fee="-0.002"),
+        fill(3, "ETHUSDT", "", price=30, fee="-0.002"),  # a stop loss has no id of ours
         fill(4)._replace(exec_type="Funding", exec_fee=Decimal("0.3")),
     )
     [notice] = life.go(900)
@@ -106,32 +117,65 @@ def test_a_digest_tells_of_all_fills_by_symbol_with_what_closed_lots_brought():
     assert life.go(3600) == [], "no fills, no digest"
 
 
-def test_profit_is_told_once_and_only_of_lots_that_are_closed():
-    books = Shelf([])
+def test_profit_is_told_once_whatever_closed_the_lot():
+    books = Shelf()
+    books.put(lot("dm-BTCUSDT-19-B", "100", "900"), fill(0))
     life = Life(books, minutes=1)
-    life.hear(fill(1, order="dm-BTCUSDT-1a-Bx0"))
+    assert life.go(60) == [], "what was there at the start is no news"
+    books.put(fill(1))
     [first] = life.go(60)
     assert "realised" not in first.body
-    books.lots = [lot("dm-BTCUSDT-1a-B", "100", "102")]
-    life.hear(fill(2, order="dm-BTCUSDT-1a-Bx0"))
-    life.hear(fill(3, "ETHUSDT", "dm-ETHUSDT-1a-B"))
+    books.put(lot("dm-BTCUSDT-1a-B", "100", "102"))
     [second] = life.go(60)
     assert second.body.count("realised +1.9000 USDT") == 2, "in the sum, and at its symbol"
-    life.hear(fill(4, "ETHUSDT", "dm-ETHUSDT-1a-B"))
+    books.put(fill(2, "ETHUSDT"))
     [third] = life.go(60)
     assert "realised" not in third.body
 
 
-def test_fills_do_not_grow_without_bound():
-    fills = Fills()
-    for number in range(REMEMBERED + MOST):
-        fills.heard(fill(number, f"S{number}USDT", f"dm-S{number}USDT-1a-Bx0"))
-    assert len(fills._seen) == REMEMBERED
-    assert len(fills._symbols) == MOST + 1
-    assert len(fills.entries) == 10 * MOST
-    event = fills.digest([])
-    assert event.happened == REMEMBERED + MOST
-    assert len(event.text.splitlines()) == 12
+def test_funding_alone_waits_for_the_next_fill():
+    books = Shelf()
+    life = Life(books, minutes=1)
+    books.put(fill(1)._replace(exec_type="Funding", exec_fee=Decimal("0.3")))
+    assert life.go(300) == []
+    books.put(fill(2))
+    [notice] = life.go(60)
+    assert (notice.happened, "funding paid 0.3000 USDT" in notice.body) == (1, True)
+    books.put(fill(3))
+    assert "funding" not in life.go(60)[0].body
+
+
+def test_a_digest_that_was_due_while_the_ledger_could_not_be_read_is_told_later():
+    books = Shelf()
+    life = Life(books)
+    books.put(fill(1))
+    books.readable = False
+    assert life.go(1000) == []
+    books.put(fill(2), lot("dm-BTCUSDT-1a-B", "100", "102"))
+    books.readable = True
+    [notice] = life.go(60)
+    assert (notice.happened, notice.body.count("realised +1.9000 USDT")) == (2, 2)
+    assert life.go(3600) == []
+
+
+def test_a_ledger_that_cannot_be_read_at_the_start_begins_where_it_is_read_first():
+    books = Shelf()
+    books.put(fill(1))
+    books.readable = False
+    life = Life(books, minutes=1)
+    books.readable = True
+    assert life.go(60) == []
+    books.put(fill(2))
+    assert [notice.happened for notice in life.go(60)] == [1]
+
+
+def test_a_digest_of_many_symbols_is_short():
+    books = Shelf()
+    life = Life(books)
+    books.put(*(fill(number, f"S{number}USDT") for number in range(600)))
+    [notice] = life.go(900)
+    assert (notice.happened, len(notice.body.splitlines())) == (600, 12)
+    assert notice.body.endswith("and 590 more symbols")
 
 
 # Modes.
@@ -291,10 +335,10 @@ def test_differences_are_told_and_their_end():
 
 def test_the_day_is_summed_up_at_its_hour():
     closed = (lot("a", "100", "102"), lot("b", "100", "99"))
-    day = Day(7, Decimal("0.5"), Decimal("-0.1"), closed, Decimal(1000))
-    books = Shelf(day=day)
+    day = Day(7, Decimal("0.5"), Decimal("-0.1"), closed, (Decimal(1000), Decimal(1010)), False)
+    books = Shelf(day)
     life = Life(books, hour=13)
-    life.hear(msg.Wallet(Decimal(1010), Decimal(1), Decimal(1)), mode("RUN"))
+    life.hear(msg.Wallet(Decimal(7), Decimal(1), Decimal(1)), mode("RUN"))  # of now
     assert life.go(3599) == []
     [notice] = life.go(1)
     end_ms = NOON_MS + 3_600_000
@@ -322,8 +366,27 @@ def test_a_summary_that_was_due_while_nobody_looked_is_told_once_there_is_a_wall
         assert life.go(seconds - 1) == []
         life.hear(*([wallet] if wallet else []))
         [notice] = life.go(1)
-        assert (notice.kind, "equity 7.00" in notice.body) == ("daily", wallet is not None)
+        assert (notice.kind, "equity now 7.00" in notice.body) == ("daily", wallet is not None)
         assert life.go(100) == []
+
+
+@pytest.mark.parametrize(
+    ("day", "rows"),
+    [
+        (None, ["equity now 7.00 USDT", "the ledger cannot be read"]),
+        (
+            NO_DAY._replace(paper=True, equity=(Decimal(0), Decimal(5))),
+            [
+                "equity 5.00 USDT, from 0",
+                "by the paper market's clock, in the day before its last execution:",
+                "0 fills, fees 0.0000 USDT",
+            ],
+        ),
+    ],
+)
+def test_a_summary_says_what_it_does_not_know(day, rows):
+    wallet = msg.Wallet(Decimal(7), Decimal(1), Decimal(1))
+    assert daily(day, wallet, "RUN").text.splitlines()[1:4] == rows
 
 
 # How often.
@@ -375,16 +438,18 @@ STEPS = st.lists(
 @given(STEPS, st.integers(1, 60))
 def test_never_too_often_and_told_and_waiting_is_what_was_heard(steps, minutes):
     now_ns, wall_ms = NS, NOON_MS
-    news = News(Terms(minutes, 0), Shelf(), now_ns, wall_ms)
+    books = Shelf()
+    news = News(Terms(minutes, 0), books, now_ns, wall_ms)
     heard, told, sent = Counter(), Counter(), []
-    fills, last = set(), None
+    last = None
     for step in steps:
         if isinstance(step, int):
             now_ns, wall_ms = now_ns + step * NS, wall_ms + step * 1000
         else:
             news.hear(step, now_ns, wall_ms)
         if isinstance(step, msg.Execution):
-            fills.add(step.exec_id)
+            books.put(step)
+        books.readable = step != 1
         if isinstance(step, msg.Mode):
             light = {last and last[0], step.mode} <= {None, "RUN", "NO_ENTRY"}
             same_name = last is not None and last[0] == step.mode
@@ -394,8 +459,9 @@ def test_never_too_often_and_told_and_waiting_is_what_was_heard(steps, minutes):
         for notice in news.tick(now_ns, wall_ms):
             told[notice.kind] += notice.happened
             sent.append((now_ns, notice))
+        untold = len(books.executions) - news._told.execution
         waiting = {kind: news.waits(kind) for kind in KINDS}
-        assert told["fills"] + waiting["fills"] == len(fills)
+        assert told["fills"] + waiting["fills"] + untold == len(books.executions)
         both = ("mode", "breach")
         assert sum(told[k] + waiting[k] for k in both) == heard["mode"]
         recent = deque(at for at, _ in sent if now_ns - at < HOUR_NS)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from services.keeper.ledger import Change
 from services.keeper.store import Store
 from services.notifier.desk import Notice
+from services.notifier.fills import Mark
 from services.notifier.notifier import LAST_S, Ledger
 from services.notifier.target import WAITING, Target
 from shared import messages as msg
@@ -174,7 +176,7 @@ def test_a_summary_that_was_due_while_it_was_down_is_told(tmp_path, server):
     with notifier(tmp_path, server.url("works")) as (process, say):
         [told] = server.posted("works", meanwhile=lambda: say(wallet))
         assert told["title"] == "Deviation Magnet: Summary of the day"
-        assert "equity 1010.00 USDT" in told["message"]
+        assert "equity now 1010.00 USDT" in told["message"]
         assert stopped(process) == 0
 
 
@@ -227,29 +229,115 @@ def test_a_target_keeps_only_so_many_and_says_how_many_were_lost(server):
     assert told[1]["message"] == "body"
 
 
-def test_the_ledger_is_read_as_the_keeper_wrote_it(tmp_path):
-    path, one = tmp_path / "state.db", Decimal(1)
+ONE, BTC = Decimal(1), ("", "", "BTCUSDT", "Buy")  # an order without an id of ours: a stop loss
+
+
+def fill(number, at_ms, fee=1, kind="Trade"):
+    return msg.Execution(f"e{number}", *BTC, kind, ONE, ONE, Decimal(fee), True, at_ms)
+
+
+def lot(name, closed_ms, bought=1):
+    sums = (Decimal(bought), ONE, ONE, ONE, ONE, ONE)
+    return msg.Lot(name, "BTCUSDT", "Buy", *sums, 1, ONE, 0, 5, closed_ms)
+
+
+@contextmanager
+def store_of(path, account="mainnet-1", ledger_id="led"):
+    """(keep, store): the keeper's file; `keep` writes lots and one execution."""
+    store = Store(path, account, ledger_id)
+    try:
+        yield lambda *lots, execution=None: store.write(Change("", (), lots, execution), 1), store
+    finally:
+        store.close()
+
+
+def test_what_is_new_in_the_ledger_is_found_once_whatever_wrote_it(tmp_path):
+    ledger = Ledger(tmp_path / "state.db")
+    with store_of(tmp_path / "state.db") as (keep, _):
+        keep(lot("a", 10), lot("b", 0), lot("c", 0), execution=fill(1, 9))
+        start = ledger.since(None)
+        assert (start.executions, start.closed) == ((), ()), "not the whole history"
+        keep(lot("c", 20), execution=fill(2, 20))
+        one = ledger.since(start.mark)
+        assert (one.executions, one.closed) == ((fill(2, 20),), (lot("c", 20),))
+        keep(lot("b", 0), lot("d", 30, bought=0), execution=fill(3, 19))
+        two = ledger.since(one.mark)
+        assert (two.executions, two.closed) == ((fill(3, 19),), ()), "late, and none is closed"
+        keep(lot("b", 15))
+        three = ledger.since(two.mark)
+        assert (three.executions, three.closed) == ((), (lot("b", 15),)), "opened before others"
+        assert ledger.since(three.mark) == three._replace(closed=())
+
+
+def test_another_ledger_is_news_from_its_beginning(tmp_path):
+    first, second = tmp_path / "state.db", tmp_path / "other.db"
+    with store_of(first) as (keep, _):
+        keep(lot("a", 10), execution=fill(1, 9))
+        keep(lot("b", 11), execution=fill(2, 9))
+        mark = Ledger(first).since(None).mark
+    none_yet = Ledger(second).since(None)
+    with store_of(second, ledger_id="new") as (keep, _):
+        keep(lot("c", 1), execution=fill(3, 1))
+        for before in (mark, none_yet.mark):
+            found = Ledger(second).since(before)
+            assert found == (Mark("new", 1, 1), (fill(3, 1),), (lot("c", 1),))
+
+
+@pytest.mark.parametrize(
+    ("statement", "day_ends"),
+    [
+        ("UPDATE lots SET cost = 'x'", True),
+        ("UPDATE lots SET cost = NULL", True),
+        ("UPDATE executions SET exec_fee = 'x'", True),
+        ("UPDATE equity SET equity = 'NaN'", False),
+        ("DROP TABLE executions", True),
+        ("DROP TABLE meta", True),
+    ],
+)
+def test_a_damaged_ledger_is_logged_once_and_ends_nothing(tmp_path, caplog, statement, day_ends):
+    path = tmp_path / "state.db"
     ledger = Ledger(path)
-    assert ledger.closed(["a"]) == []
-    assert ledger.day(0, 1).equity is None
-    store = Store(path, "paper", "led")
-    lots = [
-        msg.Lot(name, "BTCUSDT", "Buy", one, one, one, one, one, one, 1, one, 0, 5, closed_ms)
-        for name, closed_ms in (("a", 10), ("b", 0), ("c", 20))
-    ]
-    rows = [(kind, Decimal(fee), at) for kind, fee, at in (("Trade", 2, 9), ("Trade", 3, 10),
-            ("Funding", 5, 19), ("Trade", 7, 20))]  # fmt: skip
-    head = ("", "", "BTCUSDT", "Buy")
-    for number, (kind, fee, at) in enumerate(rows):
-        fact = msg.Execution(f"e{number}", *head, kind, one, one, fee, True, at)
-        store.write(Change("BTCUSDT", (), tuple(lots), fact, None), number)
-    for at, equity in ((9, 900), (11, 1000), (12, 1100)):
-        store.equity(msg.Wallet(Decimal(equity), one, one), at)
-    assert ledger.closed([lot.entry_id for lot in lots] * 400) != []
-    assert {lot.entry_id for lot in ledger.closed(["a", "b"])} == {"a"}
-    day = ledger.day(10, 20)
-    assert (day.fills, day.fees, day.funding, day.equity) == (1, 3, 5, 1000)
-    assert day.closed == (lots[0],)
-    store.close()
+    with store_of(path) as (keep, store):
+        keep(lot("a", 10), execution=fill(1, 9))
+        store.equity(msg.Wallet(ONE, ONE, ONE), 10)
+    with sqlite3.connect(path) as db:
+        db.execute(statement)
+    db.close()
+    reads = [lambda: ledger.day(0, 20)] + [lambda: ledger.since(Mark("", 0, 0))] * day_ends
+    for read in reads * 3:
+        assert read() is None
+    assert [record.message.split()[0] for record in caplog.records] == ["no_ledger"]
+
+
+def test_a_ledger_that_is_gone_or_none_is_logged_once_until_it_is_read(tmp_path, caplog):
+    path, mark = tmp_path / "state.db", Mark("led", 1, 1)
+    ledger = Ledger(path)
+    assert ledger.since(None) == (Mark("", 0, 0), (), ()) and not caplog.records
+    assert (ledger.since(mark), ledger.day(0, 1)) == (None, None)
+    assert len(caplog.records) == 1
+    with store_of(path):
+        assert ledger.since(mark) is not None
     path.write_bytes(b"no ledger at all, but long enough to be looked at" * 40)
-    assert ledger.closed(["a"]) == []
+    assert (ledger.since(None), ledger.since(mark)) == (None, None)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(
+    ("account", "fees", "closed"), [("mainnet-1", 3, ["a"]), ("paper-1", 10, ["c"])]
+)
+def test_a_day_is_of_the_wall_clock_and_on_paper_up_to_the_last_execution(
+    tmp_path, account, fees, closed
+):
+    facts = [fill(1, 9, 2), fill(2, 10, 3), fill(3, 19, 5, "Funding"), fill(4, 103, 4),
+             fill(5, 112, 6), fill(6, 105, 5, "Funding")]  # fmt: skip
+    with store_of(tmp_path / "state.db", account) as (keep, store):
+        for fact in facts:
+            keep(lot("a", 10), lot("b", 0), lot("c", 112), lot("d", 102), execution=fact)
+        for at, equity in ((9, 900), (10, 1000), (12, 1100), (19, 1050), (20, 7)):
+            store.equity(msg.Wallet(Decimal(equity), ONE, ONE), at)
+        day = Ledger(tmp_path / "state.db").day(10, 20)
+    paper = account.startswith("paper")
+    assert (day.fees, day.funding, day.paper) == (fees, 5, paper)
+    assert day.fills == (2 if paper else 1)
+    assert [found.entry_id for found in day.closed] == closed
+    assert day.equity == (1000, 1050), "of that day, however late it is told"

@@ -1,10 +1,9 @@
 """news: messages of the bus in, notices for people out. Pure: the clocks and the books come in."""
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 from services.notifier.desk import MINUTE_NS, Desk, Event, Notice
-from services.notifier.fills import Day, Fills, daily
+from services.notifier.fills import Day, Mark, Recent, daily, digest
 from services.notifier.modes import Modes
 from services.notifier.presence import Presence
 from shared import messages as msg
@@ -20,13 +19,13 @@ class Terms(NamedTuple):
 
 
 class Books(Protocol):
-    """What only the ledger knows. Where it cannot be read, there is nothing in it."""
+    """What only the ledger knows. None where it cannot be read now."""
 
-    def closed(self, entries: Iterable[str]) -> list[msg.Lot]:
-        """Those of these lots that are closed."""
+    def since(self, mark: Mark | None) -> Recent | None:
+        """What came after this mark; all, if it is of another ledger; nothing, without one."""
 
-    def day(self, since_ms: int, until_ms: int) -> Day:
-        """What happened from one time to another."""
+    def day(self, since_ms: int, until_ms: int) -> Day | None:
+        """What happened from one time to another, by the wall clock."""
 
 
 class News:
@@ -36,19 +35,19 @@ class News:
         """`looked_ms`: wall clock up to which an earlier life looked; now, if there was none."""
         self._digest_ns, self._hour_ms = terms[0] * MINUTE_NS, terms[1] * HOUR_MS
         self._books = books
-        self._desk, self._fills, self._modes = Desk(), Fills(), Modes()
+        self._desk, self._modes = Desk(), Modes()
         self._presence = Presence(now_ns)
         self._wallet: msg.Wallet | None = None
         self._differences = 0
-        self._begun_ns = self._digested_ns = now_ns
+        self._begun_ns, self._due_ns = now_ns, now_ns + self._digest_ns
+        now = books.since(None)
+        self._told = now.mark if now else None
         self._day = self._day_of(looked_ms)
 
     def hear(self, message: Any, now_ns: int, wall_ms: int) -> None:
         """One message of the bus. What is news of it leaves by the next `tick`."""
         events: list[Event] = []
-        if isinstance(message, msg.Execution):
-            self._fills.heard(message)
-        elif isinstance(message, msg.Mode):
+        if isinstance(message, msg.Mode):
             events = [*self._modes.heard(message, now_ns), *self._differ(message)]
         elif isinstance(message, msg.Health):
             events = self._presence.heard(message, now_ns)
@@ -59,11 +58,8 @@ class News:
     def tick(self, now_ns: int, wall_ms: int) -> list[Notice]:
         """What is to be sent now. Often: each second."""
         self._put([*self._modes.tick(now_ns), *self._presence.tick(now_ns)], wall_ms)
-        due = now_ns - self._digested_ns >= self._digest_ns
-        if due:
-            self._digested_ns += (now_ns - self._digested_ns) // self._digest_ns * self._digest_ns
-        if due and self._fills.count:
-            self._desk.put(self._fills.digest(self._books.closed(self._fills.entries)))
+        if now_ns >= self._due_ns:
+            self._digest(now_ns)
         day = self._day_of(wall_ms)
         settled = self._wallet is not None or now_ns - self._begun_ns >= MINUTE_NS
         if day > self._day and settled:
@@ -74,8 +70,21 @@ class News:
 
     def waits(self, kind: str) -> int:
         """How much of this kind was heard and is not told yet."""
-        more = {"fills": self._fills.count, "mode": self._modes.folded}
-        return self._desk.waits(kind) + more.get(kind, 0)
+        return self._desk.waits(kind) + (self._modes.folded if kind == "mode" else 0)
+
+    def _digest(self, now_ns: int) -> None:
+        """Of all that was not told yet. While the ledger cannot be read it is tried each minute;
+        funding alone waits for the next fill."""
+        recent = self._books.since(self._told)
+        if recent is None:
+            self._due_ns = now_ns + MINUTE_NS
+            return
+        self._due_ns += ((now_ns - self._due_ns) // self._digest_ns + 1) * self._digest_ns
+        event = digest(recent.executions, recent.closed)
+        if event:
+            self._desk.put(event)
+        if event or self._told is None:
+            self._told = recent.mark
 
     def _differ(self, mode: msg.Mode) -> list[Event]:
         """More differences between the ledger and the exchange than before, or none any more."""

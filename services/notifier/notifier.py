@@ -11,13 +11,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from services.notifier.desk import Notice
-from services.notifier.fills import FUNDING, Day
+from services.notifier.fills import FUNDING, Day, Mark, Recent
 from services.notifier.news import News, Terms
 from services.notifier.redact import redacted, secrets_of
 from services.notifier.target import Target, hush
@@ -29,7 +30,7 @@ from shared.settings import WRONG_SETTING_EXIT, Settings, load
 
 NAME = "notifier-0"
 HEARS: Mapping[str, tuple[str, ...]] = {
-    "account": ("execution.", "mode.", "wallet.", "health."),
+    "account": ("mode.", "wallet.", "health."),
     "commands": ("health.",),
     "market": ("health.",),
     "quotes": ("health.",),
@@ -37,9 +38,11 @@ HEARS: Mapping[str, tuple[str, ...]] = {
 LOOK_MS = 1_000
 SOCKET_S = 10.0  # of libraries that set no limit of their own
 LAST_S = 3.0  # for what is being told when the process ends; supervisord waits for ten
-ASKED = 500  # entry ids in one query
+PAPER = "paper-"  # how the account of a paper exchange begins: its market has its own clock
 
 log = logging.getLogger("dm")
+
+Found = TypeVar("Found")
 
 
 class Ledger:
@@ -47,47 +50,95 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._failed = False  # in the last look
 
-    def closed(self, entries: Iterable[str]) -> list[msg.Lot]:
-        """Those of these lots that are closed."""
-        names, found = list(entries), []
-        for first in range(0, len(names), ASKED):
-            some = names[first : first + ASKED]
-            marks = ", ".join("?" * len(some))
-            query = f"SELECT * FROM lots WHERE closed_ms > 0 AND entry_id IN ({marks})"
-            found += self._lots(query, *some)
+    def since(self, mark: Mark | None) -> Recent | None:
+        """What came after this mark; all, if it is of another ledger; nothing, without one. None
+        where the ledger cannot be read now."""
+        if mark is None and not self._path.exists():
+            return Recent(Mark("", 0, 0), (), ())  # all of the ledger to come is news
+        return self._look(lambda records: _since(records, mark))
+
+    def day(self, since_ms: int, until_ms: int) -> Day | None:
+        """What happened from one time to another, by the wall clock, as far as the ledger tells;
+        None where it cannot be read now."""
+        return self._look(lambda records: _day(records, since_ms, until_ms))
+
+    def _look(self, read: Callable[[Records], Found]) -> Found | None:
+        """What is read of it. A ledger that is gone, locked or damaged is logged once."""
+        try:
+            with closing(Records(self._path)) as records:
+                found = read(records)
+        except (Broken, OSError, *msg.NOT_OURS) as error:
+            if not self._failed:
+                log.warning("no_ledger error=%s: %s", type(error).__name__, error)
+            self._failed = True
+            return None
+        self._failed = False
         return found
 
-    def day(self, since_ms: int, until_ms: int) -> Day:
-        """What happened from one time to another, as far as the ledger tells."""
-        times = (since_ms, until_ms)
-        query = "SELECT exec_type, exec_fee FROM executions WHERE exec_time_ms BETWEEN ? AND ? - 1"
-        paid = [(row["exec_type"], Decimal(row["exec_fee"])) for row in self._rows(query, *times)]
-        fees = [fee for kind, fee in paid if kind != FUNDING]
-        funding = [fee for kind, fee in paid if kind == FUNDING]
-        lots = self._lots("SELECT * FROM lots WHERE closed_ms BETWEEN ? AND ? - 1", *times)
-        query = (
-            "SELECT equity FROM equity WHERE wall_ms BETWEEN ? AND ? - 1 ORDER BY wall_ms LIMIT 1"
-        )
-        first = self._rows(query, *times)
-        equity = Decimal(first[0]["equity"]) if first else None
-        return Day(len(fees), sum(fees, Decimal()), sum(funding, Decimal()), tuple(lots), equity)
 
-    def _lots(self, query: str, *values: Any) -> list[msg.Lot]:
-        return [msg.build(msg.Lot, row.values()) for row in self._rows(query, *values)]
+def _since(records: Records, mark: Mark | None) -> Recent:
+    """By row number: what is new, or written anew, gets a higher one, and a lot that is closed is
+    never written again. Lots first: then all executions of a closed one are there."""
+    ledger_id = records.meta("ledger_id")
+    if mark is None:
+        query = "SELECT MAX(rowid) AS last FROM"
+        last = [records.rows(f"{query} {table}")[0]["last"] for table in ("executions", "lots")]
+        return Recent(Mark(ledger_id, last[0] or 0, last[1] or 0), (), ())
+    if mark.ledger_id != ledger_id:
+        mark = Mark(ledger_id, 0, 0)
+    query = "SELECT rowid AS row, * FROM {} WHERE rowid > ? ORDER BY rowid"
+    lots = records.rows(query.format("lots"), mark.lot)
+    executions = records.rows(query.format("executions"), mark.execution)
+    return Recent(
+        Mark(
+            ledger_id,
+            executions[-1]["row"] if executions else mark.execution,
+            lots[-1]["row"] if lots else mark.lot,
+        ),
+        tuple(_built(msg.Execution, row) for row in executions),
+        _closed(lots),
+    )
 
-    def _rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        try:
-            records = Records(self._path)
-        except FileNotFoundError:
-            return []
-        try:
-            return records.rows(query, *values)
-        except Broken as error:
-            log.warning("no_ledger error=%s", error)
-            return []
-        finally:
-            records.close()
+
+def _day(records: Records, since_ms: int, until_ms: int) -> Day:
+    """Equity by the wall clock. What is in market time, on a paper exchange, whose market may run
+    at any speed and at any date, is of the day up to the last execution."""
+    equity = _equity(records, since_ms, until_ms)
+    paper = records.meta("account").startswith(PAPER)
+    if paper:
+        last_ms = records.rows("SELECT MAX(exec_time_ms) AS last FROM executions")[0]["last"] or 0
+        since_ms, until_ms = last_ms + 1 - (until_ms - since_ms), last_ms + 1
+    times = (since_ms, until_ms)
+    query = "SELECT exec_type, exec_fee FROM executions WHERE exec_time_ms BETWEEN ? AND ? - 1"
+    paid = [(row["exec_type"], Decimal(row["exec_fee"])) for row in records.rows(query, *times)]
+    fees = [fee for kind, fee in paid if kind != FUNDING]
+    funding = [fee for kind, fee in paid if kind == FUNDING]
+    lots = records.rows("SELECT * FROM lots WHERE closed_ms BETWEEN ? AND ? - 1", *times)
+    return Day(
+        len(fees), sum(fees, Decimal()), sum(funding, Decimal()), _closed(lots), equity, paper
+    )
+
+
+def _equity(records: Records, since_ms: int, until_ms: int) -> tuple[Decimal, Decimal] | None:
+    """The first and the last of this time."""
+    query = "SELECT equity, balance, 0 FROM equity WHERE wall_ms BETWEEN ? AND ? - 1"
+    found = []
+    for way in ("ASC", "DESC"):
+        for row in records.rows(f"{query} ORDER BY wall_ms {way} LIMIT 1", since_ms, until_ms):
+            found.append(msg.build(msg.Wallet, row.values()).total_equity)
+    return (found[0], found[1]) if found else None
+
+
+def _closed(rows: list[dict[str, Any]]) -> tuple[msg.Lot, ...]:
+    """Those of these lots that are closed; without those whose quantity another lot took over."""
+    lots = [_built(msg.Lot, row) for row in rows if row["closed_ms"]]
+    return tuple(lot for lot in lots if lot.bought)
+
+
+def _built(cls: Any, row: Mapping[str, Any]) -> Any:
+    return msg.build(cls, [row[name] for name in cls._fields])
 
 
 def main() -> None:
