@@ -47,7 +47,9 @@ def _wishes(desk: Desk) -> None:
     who = ui.input("your name, for the journal", value="dashboard").classes("w-72")
     who.props("data-testid=who")
     with panel("Mode", "w-full"):
-        typed = ui.input("to confirm, type the mode that is asked for").classes("w-96")
+        typed = ui.input("to confirm, type FLATTEN or CANCEL_ALL; RUN to lift a stop").classes(
+            "w-96"
+        )
         typed.props("data-testid=typed")
         for name, (mode, meaning) in WISHES.items():
             asks = _asks(desk, mode, lambda: _signature(who.value), typed)

@@ -448,7 +448,8 @@ def asked(visitor, mode):
 
 
 def resumed(site, visitor):
-    """Back to RUN, by its button."""
+    """Back to RUN, by its button; what lifts more than a pause has to be typed, too."""
+    visitor.page.get_by_test_id("typed").fill(msg.RUN)
     asked(visitor, msg.RUN)
     wait_for(lambda: site.modes()[-1][0] == msg.RUN, CLICK_S)
     wait_for(lambda: visitor.text("mode") == msg.RUN, SAID_S)
