@@ -6,6 +6,7 @@ OPS := $(PY) -m services.ops
 RUN ?= $(VENV)/.run-installed
 DEV ?= $(VENV)/.dev-installed
 CLIENTS := .venv-clients
+ROOT = $(shell [ $$(id -u) = 0 ] || echo sudo)
 COMPILE := $(VENV)/bin/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --strip-extras --allow-unsafe
 
 .DEFAULT_GOAL := help
@@ -87,7 +88,7 @@ kills: $(DEV) ## kill -9 at random moments, nothing acknowledged may be lost: KI
 	@$(PY) -m tests.kills $(if $(RECOVERY),--recovery $(RECOVERY),--kills $(or $(KILLS),1000))
 
 test-browser: $(DEV) ## the dashboard in a real browser (Debian's chromium), against a running bot
-	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	@command -v chromium >/dev/null || { echo "installing chromium"; $(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq chromium >/dev/null; }
 	@$(PY) -m pytest tests/browser --browser
 
 test-clients: $(CLIENTS)/.installed ## ccxt and nautilus_trader against the paper exchange, in .venv-clients
