@@ -1,4 +1,7 @@
-"""desk: the bus and the ledger's file in, one state for all pages out. Reads; changes nothing."""
+"""desk: the bus and the ledger's file in, one state for all pages out. It decides nothing.
+
+Of its own it keeps only `excursions.db`. One event loop, and threads that read files for it.
+"""
 
 import asyncio
 import contextlib
