@@ -89,6 +89,7 @@ class Inbox:
     def __init__(self) -> None:
         self._queue: deque[Any] = deque()
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._called = False  # the loop is, or is about to be, woken
         self.dropped = 0
 
     def __len__(self) -> int:
@@ -100,19 +101,23 @@ class Inbox:
             self.dropped += 1
             return
         self._queue.append(message)
-        if len(self._queue) == 1:  # the loop, which wakes itself while it leaves some, may sleep
-            os.eventfd_write(self.fd, 1)
+        if not self._called:
+            self._call()
 
     def take(self) -> list[Any]:
         """What is there now, at most MAX_DRAIN: no flood keeps the loop from its tick."""
-        try:
+        with suppress(BlockingIOError):  # nobody called: there may be something all the same
             os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return []
+        self._called = False  # before anything is taken: what is posted from now on calls again
         taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_DRAIN))]
         if self._queue:
-            os.eventfd_write(self.fd, 1)
+            self._call()
         return taken
+
+    def _call(self) -> None:
+        """Two threads may both call; that one is missed is impossible."""
+        self._called = True
+        os.eventfd_write(self.fd, 1)
 
 
 class Loop:
