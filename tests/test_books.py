@@ -283,7 +283,7 @@ def test_the_story_of_a_lot_is_told_in_order(account: Account, tmp_path: Path) -
     books = read_symbol(tmp_path, SYMBOL)
     (lot,) = [lot for lot in books.lots if lot.entry_id == name]
     assert story(lot, books) == [
-        (BAR, "entry Buy asked for: take profit 0.5 %"),
+        (BAR, "bar of its entry: Buy, take profit 0.500 %"),
         (BAR + 1_000, "entry: Buy 4 @ 100 (maker, 0.1)"),
         (BAR + 2_000, "entry 10 @ 100 PartiallyFilledCanceled"),
         (BAR + 3_000, "exit 0: Sell 4 @ 101 (taker, 0.1)"),

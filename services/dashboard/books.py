@@ -192,7 +192,9 @@ def _of(
 
 def story(lot: msg.Lot, books: SymbolBooks) -> list[tuple[int, str]]:
     """A lot's life: (market ms, what happened), in order."""
-    told = [(lot.bar_start_ms, f"entry {lot.side} asked for: take profit {lot.take_profit_pct} %")]
+    told = [
+        (lot.bar_start_ms, f"bar of its entry: {lot.side}, take profit {lot.take_profit_pct:.3f} %")
+    ]
     stops = {o.order_id: o.order_link_id for o in books.orders.values() if o.kind == msg.STOP}
     for execution in books.executions:
         name = execution.order_link_id or stops.get(execution.order_id, "")

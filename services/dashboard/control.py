@@ -19,7 +19,7 @@ WISHES = {
     "Pause": (msg.REDUCE_ONLY, "cancel entries, open nothing new; exits stay"),
     "Resume": (msg.RUN, "lift what an operator, a loss or a crash loop has set"),
     "Cancel all": (msg.CANCEL_ALL, "cancel every order of ours, exits too"),
-    "Flatten": (msg.FLATTEN, "cancel entries, sell every lot 1 % beyond the last price"),
+    "Flatten": (msg.FLATTEN, "cancel entries, close every lot 1 % beyond the last price"),
 }
 TYPED = {msg.CANCEL_ALL, msg.FLATTEN}  # what is asked for by typing its name
 
@@ -48,7 +48,7 @@ def _wishes(desk: Desk) -> None:
     who.props("data-testid=who")
     with panel("Mode", "w-full"):
         typed = ui.input("to confirm, type FLATTEN or CANCEL_ALL; RUN to lift a stop").classes(
-            "w-96"
+            "w-[32rem]"
         )
         typed.props("data-testid=typed")
         for name, (mode, meaning) in WISHES.items():

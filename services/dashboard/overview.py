@@ -72,7 +72,8 @@ def _money(desk: Desk, tiles: Tiles) -> None:
     tiles.set("Open", money(opened), "at the last price", opened)
     tiles.set("Fees", money(totals.fees_usdt if known else None), "of closed lots, paid")
     tiles.set("Funding", money(books.funding_paid_usdt if known else None), "paid, if above 0")
-    tiles.set("Drawdown", below, f"of 90 days, at worst {books.worst_drawdown_pct:.2f} %")
+    worst = max(books.worst_drawdown_pct, abs(now.drawdown_pct) if now else 0.0)
+    tiles.set("Drawdown", below, f"of 90 days, at worst {worst:.2f} %")
 
 
 def _bot(desk: Desk, tiles: Tiles) -> None:
@@ -114,7 +115,9 @@ class Budget:
 
 def _latency(desk: Desk) -> str:
     rows = desk.watch.latencies()
-    lines = [f"{r.name:<20}{r.p50_ms:8.1f} / {r.p99_ms:.1f} ms of {r.commands}" for r in rows]
+    lines = [
+        f"{r.name:<20}{r.p50_ms:8.1f} / {r.p99_ms:.1f} ms, p50 / p99 of {r.commands}" for r in rows
+    ]
     return "\n".join(lines) or "no command yet"
 
 

@@ -145,6 +145,7 @@ def main() -> None:
     """Until SIGTERM; or, with --test, one notice to each target."""
     parser = argparse.ArgumentParser(prog="python -m services.notifier", description=__doc__)
     parser.add_argument("--test", action="store_true", help="send one notice to each target")
+    parser.add_argument("--check", action="store_true", help="only look whether it could start")
     asked = parser.parse_args()
     settings = load()
     begin(settings, "notifier")
@@ -157,6 +158,8 @@ def main() -> None:
         _wrong(str(error))
     if not targets:
         _wrong("empty: there is nobody to tell")
+    if asked.check:
+        return
     if asked.test:
         sys.exit(_test(targets))
     secrets = secrets_of((settings.api_key, settings.api_secret), urls)

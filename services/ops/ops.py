@@ -302,7 +302,16 @@ def _preflight(settings: Settings) -> str:
     ports = {"DASHBOARD_PORT": settings.DASHBOARD_PORT}
     if settings.BYBIT_ENV == "paper":
         ports["PAPER_PORT"] = settings.PAPER_PORT
-    return next((wrong for name, port in ports.items() if (wrong := _taken(name, port))), "")
+    if wrong := next((said for name, port in ports.items() if (said := _taken(name, port))), ""):
+        return wrong
+    return _wrong_addresses() if settings.NOTIFY_URLS.get_secret_value() else ""
+
+
+def _wrong_addresses() -> str:
+    """Why nobody could be told anything, in the notifier's own words."""
+    command = [sys.executable, "-m", "services.notifier", "--check"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return said.stdout.partition(WRONG)[2].strip() or said.stderr.strip()
 
 
 def _taken(name: str, port: int) -> str:

@@ -137,6 +137,8 @@ def read(path: Path, since_ms: int = 0) -> dict[str, Extremes]:
 
 
 def _all(db: sqlite3.Connection, since_ms: int) -> dict[str, Extremes]:
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'excursions'").fetchone():
+        return {}  # the file has only just been made
     rows = db.execute(f"SELECT {FIELDS} FROM excursions WHERE until_ms > ?", (since_ms,))
     return {
         name: Extremes(opened_ms, high, low, until_ms, bool(gapless))

@@ -25,6 +25,7 @@ COLOURS = {
     "Mode": "bold red",
     "Health": "dim",
 }
+PATIENCE_S = 3.0  # every process speaks each second
 REPEATED = {"Health", "Mode"}  # said every tick, shown on demand only
 
 
@@ -36,9 +37,15 @@ def latency_us(message: Any, now_ns: int) -> int | None:
 
 
 def messages(bus: Bus, topic: str, symbol: str) -> Iterator[Any]:
-    """Every message of the kinds and the symbol that were asked for, for ever."""
+    """Every message of the kinds and the symbol that were asked for, for ever. Where nothing comes,
+    stderr says so, once."""
+    patient_until_s: float | None = time.monotonic() + PATIENCE_S
     while True:
+        if patient_until_s and time.monotonic() > patient_until_s:
+            print("tap: nothing is said so far; make status tells whether it runs", file=sys.stderr)
+            patient_until_s = None
         for message, _ in bus.receive(500):
+            patient_until_s = None
             kind = type(message).__name__
             if not kind.lower().startswith(topic.rstrip(".").lower().split(".")[0]):
                 continue

@@ -160,7 +160,7 @@ def test_every_page_loads_while_500_symbols_trade(site, visitor):
         assert not visitor.page.get_by_test_id("dead").is_visible()
         if name == "symbol":
             wait_for(lambda: option(visitor.page, "candles")["series"][0]["data"], SAID_S)
-            visitor.page.get_by_text("asked for").first.wait_for(state="attached")
+            visitor.page.get_by_text("bar of its entry").first.wait_for(state="attached")
         visitor.picture(name)
 
 
