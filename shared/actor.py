@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.bus import MAX_DRAIN, STREAMS, Bus
 from shared.logs import TEXT, Lines, Objects, line
-from shared.messages import Execution, Health, Hear, Link, Message, Mode, OrderRequest
+from shared.messages import (
+    Execution,
+    Fetch,
+    Health,
+    Hear,
+    Link,
+    Message,
+    Mode,
+    OrderRequest,
+    process_name,
+)
 from shared.settings import (
     VERSION,
     WRONG_SETTING_EXIT,
@@ -36,6 +46,7 @@ if TYPE_CHECKING:  # workers start without pybit
 
 TICK_NS = 1_000_000_000
 EAGER_NS = 15_000_000_000  # a process that has just begun, and is not ready yet, ticks faster
+DEAF_NS = 60_000_000_000  # a door answers every Fetch, if only with an error, far sooner
 INBOX_LIMIT = 200_000  # ten seconds at 20,000 frames a second; beyond it the newest is dropped
 PR_SET_PDEATHSIG = 1
 SWITCH_S = 0.0005  # library threads that parse give way to the loop so soon
@@ -120,8 +131,12 @@ class Inbox:
         os.eventfd_write(self.fd, 1)
 
 
+class Deaf(Exception):
+    """The door was asked, and nothing comes out of it: only a new process hears again."""
+
+
 class Loop:
-    """One actor, its bus, its inbox and its door, until SIGTERM."""
+    """One actor, its bus, its inbox and its door, until SIGTERM or until it hears nothing."""
 
     def __init__(
         self, actor: Actor, bus: Bus, inbox: Inbox, door: "Exchange | None", slot: int
@@ -129,6 +144,7 @@ class Loop:
         self._actor, self._bus, self._inbox, self._door = actor, bus, inbox, door
         self._slot = slot
         self._stopping = False
+        self._asked_ns = 0  # the first Fetch since the door was heard
         self._mode = ("", "")
         self._stage_ns: deque[int] = deque(maxlen=2_000)
         self._asks = {t: name for name in actor.asks for t in STREAMS[name].carries}
@@ -160,9 +176,12 @@ class Loop:
         for message, socket in self._bus.receive(timeout_ms):
             self._handle(message, socket)
         for message in self._inbox.take():
+            self._asked_ns = 0
             self._handle(message)
 
     def _tick(self, now_ns: int) -> None:
+        if self._asked_ns and now_ns - self._asked_ns > DEAF_NS:
+            raise Deaf(f"nothing heard for {DEAF_NS // TICK_NS} s after a Fetch")
         for message in self._bus.overdue(now_ns):
             self._handle(message)
         self._send(self._actor.tick(now_ns), now_ns)
@@ -181,6 +200,8 @@ class Loop:
             kind = type(message)
             if self._door and kind in self._door.takes:
                 self._door.send(message)
+                if kind is Fetch:
+                    self._asked_ns = self._asked_ns or now_ns
             if asker and kind in self._answers:
                 self._bus.reply(asker, message)
                 asker = None
@@ -261,9 +282,8 @@ def _die_with_parent() -> None:
 def run(actor_class: type[Actor]) -> None:
     """The whole life of a service process."""
     settings = load()
-    is_worker = actor_class.service == "worker"
-    slot = settings.WORKER_SLOT if is_worker else 0
-    begin(settings, f"worker-{slot}" if is_worker else actor_class.service)
+    slot = settings.WORKER_SLOT if actor_class.service == "worker" else 0
+    begin(settings, process_name(actor_class.service, slot))
     sys.setswitchinterval(SWITCH_S)
     actor = actor_class(settings)
     hold_lock(settings.RUN_DIR, f"{actor.service}-{slot}")

@@ -236,6 +236,10 @@ class Execution(NamedTuple):
     recv_ns: int = 0
 
 
+MOVES_LOTS = {"Trade", "AdlTrade", "BustTrade", "BlockTrade", "MovePosition", "Delivery"}
+"""The kinds of executions that change a position; Funding and the like only cost."""
+
+
 class Wallet(NamedTuple):
     """A fact: the account in USDT (`wallet` topic, `wallet-balance`)."""
 
@@ -359,6 +363,11 @@ class Health(NamedTuple):
     p50_us: int
     p99_us: int
     version: str
+
+
+def process_name(service: str, slot: int) -> str:
+    """`router`, `worker-3`."""
+    return f"{service}-{slot}" if service == "worker" else service
 
 
 _KINDS = {name: cls for name, cls in globals().items() if hasattr(cls, "_fields")}

@@ -1,4 +1,5 @@
-"""inbox: what threads post wakes the loop, whoever comes between; a flood is taken in parts."""
+"""inbox: what threads post wakes the loop, whoever comes between; a flood is taken in parts; a loop
+that hears nothing of what it asked for ends, so that another takes its place."""
 
 import select
 import threading
@@ -6,8 +7,10 @@ from collections import deque
 
 import pytest
 
-from shared.actor import INBOX_LIMIT, Inbox
+from shared.actor import DEAF_NS, INBOX_LIMIT, Actor, Deaf, Inbox, Loop
 from shared.bus import MAX_DRAIN
+from shared.messages import Fetch, Fetched, Link
+from tests.test_bus import bus, run_dir  # noqa: F401 - fixtures
 
 WAIT_S = 10.0  # for a wake-up that must come at once
 
@@ -96,3 +99,45 @@ def test_a_loop_that_sleeps_between_looks_hears_every_thread(count: int) -> None
     for thread in threads:
         thread.join()
     assert taken == count * each and not len(inbox)
+
+
+class Asker(Actor):
+    """Asks its door at each tick."""
+
+    service, says, note = "ingestor", "market", ""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__(None)
+        self._asks = asks
+
+    def tick(self, now_ns: int) -> list:
+        return [Fetch("instruments")] * self._asks
+
+
+class Door:
+    """Takes what it is asked, and says nothing by itself."""
+
+    takes = (Fetch,)
+
+    def send(self, message: object) -> None:
+        """It is asked."""
+
+
+@pytest.mark.parametrize("heard", [Fetched(Fetch("instruments"), (), "no answer"), Link("x", False, "")])
+def test_a_loop_whose_door_has_gone_silent_ends(heard: object, bus: object) -> None:  # noqa: F811
+    inbox = Inbox()
+    loop = Loop(Asker(asks=True), bus(says="market"), inbox, Door(), 0)
+    loop._tick(1)
+    loop._tick(DEAF_NS + 1)  # just in time ...
+    inbox.post(heard)  # ... whatever it is, an error or another thing
+    loop._turn(0)
+    loop._tick(DEAF_NS + 2)
+    loop._tick(2 * DEAF_NS + 2)
+    with pytest.raises(Deaf, match="60 s"):
+        loop._tick(2 * DEAF_NS + 3)
+
+
+def test_a_loop_that_asks_nothing_may_hear_nothing(bus: object) -> None:  # noqa: F811
+    loop = Loop(Asker(asks=False), bus(says="market"), Inbox(), Door(), 0)
+    loop._tick(1)
+    loop._tick(10 * DEAF_NS)
