@@ -23,7 +23,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-from services.ops.look import process_name
 from services.ops.ops import GONE, Supervisor
 from shared import messages as msg
 from shared.actor import LOCKS, lock_file
@@ -96,7 +95,7 @@ class Processes:
     def note(self, message):
         """Remember what was said."""
         if isinstance(message, msg.Health):
-            name = process_name(message.service, message.slot)
+            name = msg.process_name(message.service, message.slot)
             self.starts[name] += self._pids.get(name) != message.pid
             self._pids[name] = message.pid
             self.words[name] = message
@@ -686,10 +685,11 @@ def _supervised(processes, boot_s, begun):
     old = {name: pid for name, pid in processes.pids().items() if name in processes.words}
     os.kill(processes.supervisord(), signal.SIGKILL)
     command = [sys.executable, "-m", "services.ops", "up"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=ROOT, env=processes.p.env, **quiet) as up:
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=processes.p.env, **said) as up:
         found = _until_ready(processes, old, boot_s, begun)
-        assert up.wait(60) == 0
+        words, _ = up.communicate(timeout=60)
+        assert up.returncode == 0, words
     return found
 
 
@@ -700,7 +700,7 @@ def _until_ready(processes, old, boot_s, begun):
         for message in processes.listen(0.01):
             if not isinstance(message, msg.Health):
                 continue
-            name = process_name(message.service, message.slot)
+            name = msg.process_name(message.service, message.slot)
             if name not in old or message.pid == old[name]:
                 continue
             after_s = time.monotonic() - begun

@@ -17,7 +17,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from services.keeper import ledger as keeper
 from services.keeper.ledger import Caps, Change, Ledger
 from services.keeper.store import Store
 from services.report import excursions, report, rows, trades, words
@@ -213,10 +212,6 @@ def test_what_the_rows_do_not_tell_is_an_exit() -> None:
     for kept in ([], book.orders.values()):
         (trade,) = trades.trades(book.lots.values(), kept, [], False)
         assert trade.reason == trades.EXIT
-
-
-def test_the_kinds_of_executions_that_move_lots_are_the_ledgers() -> None:
-    assert trades.MOVES_LOTS == keeper.MOVES_LOTS
 
 
 def test_funding_is_summed_apart_and_received_is_positive() -> None:

@@ -1,5 +1,7 @@
 """books: what the ledger's file tells pages: trades, equity, modes; one symbol's whole story."""
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,28 +93,30 @@ NO_SYMBOL = SymbolBooks((), {}, (), ())
 def read(run_dir: Path, known: Books) -> Books:
     """The books as they are now; `known` again if nothing has changed, or there is no ledger yet.
     Raises `shared.records.Broken`."""
-    try:
-        records = Records(run_dir / "state.db")
-    except FileNotFoundError:
-        return known
-    try:
+    with _ledger(run_dir) as records:
+        if records is None:
+            return known
         version = _version(records, run_dir / excursions.FILE)
         return known if version == known.version else _read(records, run_dir, version, known)
-    finally:
-        records.close()
 
 
 def recent_lots(run_dir: Path, since_ms: int) -> list[msg.Lot]:
     """Lots that are open, or were closed since then (market time); none without a ledger. Raises
     `shared.records.Broken`."""
+    with _ledger(run_dir) as records:
+        return rows.lots(records, since_ms) if records else []
+
+
+@contextmanager
+def _ledger(run_dir: Path) -> Iterator[Records | None]:
+    """Its file, open for so long; None where there is none yet."""
     try:
         records = Records(run_dir / "state.db")
     except FileNotFoundError:
-        return []
-    try:
-        return rows.lots(records, since_ms)
-    finally:
-        records.close()
+        yield None
+        return
+    with closing(records):
+        yield records
 
 
 def _version(records: Records, kept: Path) -> str:
@@ -156,30 +160,23 @@ def _since_ms(records: Records) -> int:
 def read_symbol(run_dir: Path, symbol: str) -> SymbolBooks:
     """What the ledger holds of one symbol; nothing where there is no ledger yet. Raises
     `shared.records.Broken`."""
-    try:
-        records = Records(run_dir / "state.db")
-    except FileNotFoundError:
-        return NO_SYMBOL
-    try:
+    with _ledger(run_dir) as records:
+        if records is None:
+            return NO_SYMBOL
         orders = _of(records, msg.Order, "orders", symbol, "bar_start_ms", SHOWN_FILLS)
-        return SymbolBooks(
-            tuple(
-                lot
-                for lot in _of(records, msg.Lot, "lots", symbol, "bar_start_ms", SHOWN_LOTS)
-                if lot.bought
-            ),
-            {order.order_link_id: order for order in orders},
-            tuple(_of(records, msg.Execution, "executions", symbol, "exec_time_ms", SHOWN_FILLS)),
-            tuple(
-                records.rows(
-                    "SELECT bar_start_ms, side, outcome FROM outcomes WHERE symbol = ?"
-                    " ORDER BY 1 DESC LIMIT ?",
-                    *(symbol, SHOWN_TOUCHES),
-                )
-            ),
+        lots = _of(records, msg.Lot, "lots", symbol, "bar_start_ms", SHOWN_LOTS)
+        fills = _of(records, msg.Execution, "executions", symbol, "exec_time_ms", SHOWN_FILLS)
+        touches = records.rows(
+            "SELECT bar_start_ms, side, outcome FROM outcomes WHERE symbol = ?"
+            " ORDER BY 1 DESC LIMIT ?",
+            *(symbol, SHOWN_TOUCHES),
         )
-    finally:
-        records.close()
+    return SymbolBooks(
+        tuple(lot for lot in lots if lot.bought),
+        {order.order_link_id: order for order in orders},
+        tuple(fills),
+        tuple(touches),
+    )
 
 
 def _of(

@@ -172,7 +172,7 @@ class Watch:
         self.quotes[quote.symbol], self._quoted_ns[quote.symbol] = quote, now_ns
 
     def _health(self, health: msg.Health, now_ns: int) -> None:
-        name = f"{health.service}-{health.slot}" if health.service == "worker" else health.service
+        name = msg.process_name(health.service, health.slot)
         words = self._words.setdefault(name, deque(maxlen=WORDS))
         if words and words[-1][1].pid != health.pid:
             words.clear()

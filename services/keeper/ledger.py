@@ -16,7 +16,6 @@ from shared.instrument import BUY, SELL, opposite, sign
 GRANTED = "Granted"
 TERMINAL = {"Filled", "Cancelled", "Rejected", "Deactivated", "PartiallyFilledCanceled"}
 TERMINAL |= {"Refused", "NotAccepted"}  # ours: the exchange said no, or never heard of it
-MOVES_LOTS = {"Trade", "AdlTrade", "BustTrade", "BlockTrade", "MovePosition", "Delivery"}
 FORCED = {"AdlTrade", "BustTrade"}  # the exchange reduced us against our will ...
 FORCED_MS = 900_000  # ... after which the symbol has no entries for so long
 ZERO = Decimal(0)
@@ -152,7 +151,7 @@ class Ledger:
         self._note(execution)
         name = self._name(execution)
         lot = self._lot(name)
-        if execution.exec_type not in MOVES_LOTS:
+        if execution.exec_type not in msg.MOVES_LOTS:
             self.row += 1
             return Change(execution.symbol, execution=execution)
         if lot is None:
@@ -333,7 +332,7 @@ class Ledger:
             self._rest(execution.symbol, execution.exec_time_ms + FORCED_MS)
         if not name:
             self._nameless[execution.order_id] += execution.exec_qty
-        if execution.exec_type not in MOVES_LOTS or not ours:
+        if execution.exec_type not in msg.MOVES_LOTS or not ours:
             return
         if ours[0] in self.lots:
             self._filled[name] += execution.exec_qty

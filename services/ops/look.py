@@ -46,7 +46,7 @@ class Heard:
     def take(self, message: Any) -> None:
         """One message from the bus."""
         if isinstance(message, msg.Health):
-            name = process_name(message.service, message.slot)
+            name = msg.process_name(message.service, message.slot)
             self.health.setdefault(name, []).append((time.monotonic(), message))
         elif isinstance(message, msg.Mode):
             self.mode = message
@@ -57,11 +57,6 @@ class Heard:
         """Has said that it is ready, in its last word."""
         words = self.health.get(name, [])
         return bool(words and words[-1][1].ready)
-
-
-def process_name(service: str, slot: int) -> str:
-    """`router`, `worker-3`."""
-    return f"{service}-{slot}" if service == "worker" else service
 
 
 def listener(settings: Settings) -> Bus:

@@ -15,7 +15,6 @@ from shared import messages as msg
 from shared.instrument import decimal_of, sign
 
 ADL, BUST, FUNDING = "AdlTrade", "BustTrade", "Funding"
-MOVES_LOTS = {"Trade", ADL, BUST, "BlockTrade", "MovePosition", "Delivery"}  # as in the ledger
 TAKE_PROFIT, REVERSAL, STOP_LOSS, FLATTEN = "take profit", "reversal", "stop loss", "flatten"
 BY_ADL, LIQUIDATION, BY_OTHERS, MERGED, EXIT = "adl", "liquidation", "others", "merged", "exit"
 REASONS = (TAKE_PROFIT, REVERSAL, STOP_LOSS, FLATTEN, BY_ADL, LIQUIDATION, BY_OTHERS, MERGED, EXIT)
@@ -141,7 +140,7 @@ class _Sales:
         self.by_lot: defaultdict[str, dict[str, _Sale]] = defaultdict(dict)
         self.others: defaultdict[tuple[str, str], list[msg.Execution]] = defaultdict(list)
         for execution in executions:
-            if execution.exec_type in MOVES_LOTS:
+            if execution.exec_type in msg.MOVES_LOTS:
                 self._add(execution, execution.order_link_id or stops.get(execution.order_id, ""))
 
     def _add(self, execution: msg.Execution, name: str) -> None:
