@@ -123,7 +123,7 @@ class Door:
         """It is asked."""
 
 
-@pytest.mark.parametrize("heard", [Fetched(Fetch("instruments"), (), "no answer"), Link("x", False, "")])
+@pytest.mark.parametrize("heard", [Fetched(Fetch("klines"), (), "refused"), Link("x", False)])
 def test_a_loop_whose_door_has_gone_silent_ends(heard: object, bus: object) -> None:  # noqa: F811
     inbox = Inbox()
     loop = Loop(Asker(asks=True), bus(says="market"), inbox, Door(), 0)
