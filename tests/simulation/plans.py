@@ -44,7 +44,8 @@ def draw(seed, seconds=0):
         "RECONCILE_SECONDS": chance.choice((5, 10)),
     }
     if chance.random() < 0.3:
-        settings |= {"RATE_LIMIT": 10, "PAPER_RATE_LIMIT": 10}
+        limit = chance.choice((3, 10))
+        settings |= {"RATE_LIMIT": limit, "PAPER_RATE_LIMIT": limit}
     if chance.random() < 0.4:
         settings["MAX_SLOTS"] = chance.randint(1, 4)
     if chance.random() < 0.4:

@@ -30,7 +30,9 @@ D = Decimal
 STEP_MS = 100
 TICK_MS = 1_000
 HEAL_S = 75
-BARS = 20  # that a worker must have as the exchange has them
+BARS = 20  # that a worker must have as the exchange has them, in the end ...
+LAST_BARS = 2  # ... and whenever it says that an entry may rest
+DOUBT_MS = 5_000  # after a difference: between the first clean round and the second
 WISHED_MS = 3_000  # a grant that was given before may still leave
 
 
@@ -81,7 +83,7 @@ class World:
         self.seen = Counter()  # what has happened: faults, edges, outcomes
         self.quotes, self.mode, self.wish_ms = {}, None, None
         self._hash, self._asks, self._disk_until = hashlib.sha256(), 0, 0
-        self._marks = {}
+        self._marks, self._versions, self._differed = {}, {}, {}
         self.processes = {}
         self._add("ingestor", lambda: Ingestor(self.settings))
         self._add("keeper", self._keeper)
@@ -247,6 +249,7 @@ class World:
         with self._mortal(process):
             process.step()
             said = process.actor.answer(message, self.now_ms * NS)
+            self._granted(process.actor, said)
             process.step()
             for one in said:
                 process.step()
@@ -281,11 +284,22 @@ class World:
             if entry and self.wish_ms and self.now_ms - self.wish_ms > WISHED_MS:
                 raise Breach(f"V11 {message.order_link_id} leaves although a person said no")
 
+    def _granted(self, keeper, said):
+        """No entry is granted while the mode forbids it (V11)."""
+        for grant in said:
+            if isinstance(grant, msg.Grant) and grant.granted:
+                mode, why = keeper._mode_now(self.now_ms * NS)
+                if mode != msg.RUN:
+                    raise Breach(f"V11 {grant.order_link_id} is granted in {mode} {why}")
+
     def _publish(self, process, stream, message):
         self._note(stream, message)
         if isinstance(message, msg.Quote):
             self.quotes[message.symbol] = message
+            if message.zone == msg.ARM:
+                self._whole(process.actor._symbols[message.symbol].ring, message.symbol)
         elif isinstance(message, msg.Mode):
+            self._doubts(message)
             self.mode = message
             if message.reason.endswith("filled beyond its quantity"):
                 raise Breach(f"V13 {message.reason}")
@@ -297,6 +311,28 @@ class World:
         for hearer in self.processes.values():
             if hearer.actor and topic.startswith(hearer.actor.hears.get(stream, ("\0",))):
                 self._push(hearer, (process.name, stream), stream, ("say", message))
+
+    def _whole(self, ring, symbol):
+        """No entry rests on bars of which one is missing (V12)."""
+        ours, theirs = self._compared(ring, symbol, LAST_BARS)
+        _same(f"V12 the bars under a quote of {symbol}", ours, theirs)
+
+    def _doubts(self, mode):
+        """After a difference entries wait for two clean rounds of the same keeper."""
+        life = self.processes["keeper"].pid
+        if mode.differences:
+            self._differed[life] = self.now_ms
+        elif mode.mode == msg.RUN and self.now_ms - self._differed.get(life, 0) < DOUBT_MS:
+            raise Breach("V21 RUN although the books have just differed")
+
+    def _believed(self):
+        """What the router believes of a symbol never gets older, while it lives (V19)."""
+        router = self.processes["router"]
+        for symbol, position in router.actor._positions.items() if router.actor else ():
+            key = (router.pid, symbol, position.version[0])
+            if position.version[1] < self._versions.get(key, 0):
+                raise Breach(f"V19 the router believes an older {symbol}")
+            self._versions[key] = position.version[1]
 
     def _grows(self, position):
         """What an order has filled only grows (V17), while one keeper remembers it."""
@@ -447,6 +483,7 @@ class World:
         keeper = self.processes["keeper"].actor
         if keeper is not None:
             self._books(keeper._ledger)
+        self._believed()
 
     def _books(self, ledger):
         if ledger.slots() > self.settings.MAX_SLOTS + sum(
@@ -500,13 +537,14 @@ class World:
         """
         workers = [p.actor for p in self.processes.values() if not p.gone and "worker" in p.name]
         rings = {s: one.ring for worker in workers for s, one in worker._symbols.items()}
-        found = {}
-        for index, symbol in enumerate(self.symbols):
-            ring, count = rings[symbol], max(1, min(BARS, rings[symbol].count))
-            theirs = self.ticker.bars(index, 0, ring.next_ms - 1, count)[::-1]
-            ours = ring.window(count)[:, :4].round(9).tolist()
-            found[symbol] = ours, [[float(value) for value in row[1:5]] for row in theirs]
-        return found
+        return {symbol: self._compared(rings[symbol], symbol, BARS) for symbol in self.symbols}
+
+    def _compared(self, ring, symbol, most):
+        """The last closed bars of a symbol, open to close: (a worker's, the exchange's)."""
+        count = max(1, min(most, ring.count))
+        theirs = self.ticker.bars(self.symbols.index(symbol), 0, ring.next_ms - 1, count)[::-1]
+        ours = ring.window(count)[:, :4].round(9).tolist()
+        return ours, [[float(value) for value in row[1:5]] for row in theirs]
 
     # Wiring.
 
