@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from services.doctor.doctor import FAIL, Doctor
 from services.ops import look, ops
 from shared import messages as msg
 from shared.settings import Settings
+from tests.pipeline import free_port
 
 
 class Supervised:
@@ -67,3 +69,12 @@ def test_a_scaling_where_nothing_was_ever_started_says_so(tmp_path: Path) -> Non
     nowhere = Settings(_env_file=None, RUN_DIR=tmp_path / "none")
     with pytest.raises(ops.Unable, match="make up"):
         ops.scaled(nowhere, 2, "ann", print)
+
+
+def test_the_doctor_says_in_one_line_that_no_paper_exchange_runs(tmp_path: Path) -> None:
+    port = free_port()
+    looks = Doctor(Settings(_env_file=None, RUN_DIR=tmp_path, PAPER_PORT=port))
+    (found,) = [finding for finding in looks.findings() if finding.state == FAIL]
+    assert found[0] == "exchange"
+    assert found.says == f"http://127.0.0.1:{port} does not answer: the paper exchange does not run"
+    assert "make up" in found.mend

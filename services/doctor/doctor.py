@@ -135,7 +135,9 @@ class Doctor:
         body, error = self._try("get_server_time")
         after = time.time()
         if body is None:
-            mend = "make up or make paper" if self._settings.BYBIT_ENV == "paper" else "the network"
+            mend = "the network"
+            if self._settings.BYBIT_ENV == "paper":
+                error, mend = "the paper exchange does not run", "make up, or make paper"
             return Finding("exchange", FAIL, f"{self._where} does not answer: {error}", mend)
         offset_ms = round(body["time"] - (before + after) * 500)
         says = f"{self._where}, clocks {offset_ms:+d} ms apart, answer in {after - before:.3f} s"
