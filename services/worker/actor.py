@@ -106,14 +106,17 @@ class Worker(Actor):
         symbol = self._symbols.get(kline.symbol)
         if symbol is None:
             return []
-        symbol.heard_ns, start_ms = now_ns, kline.start_ms
+        symbol.heard_ns = now_ns
         if kline.ts_ms >= symbol.push.ts_ms:
             symbol.push = kline
-            same = symbol.low < kline.close < symbol.high and start_ms == symbol.start_ms
-            if same and not kline.confirm:
+            if (
+                symbol.low < kline.close < symbol.high
+                and kline.start_ms == symbol.start_ms
+                and not kline.confirm
+            ):
                 return []
-        symbol.start_ms = max(symbol.start_ms, start_ms)
-        if kline.confirm and symbol.ring.append(start_ms, kline[2:7]):
+        symbol.start_ms = max(symbol.start_ms, kline.start_ms)
+        if kline.confirm and symbol.ring.append(kline.start_ms, kline[2:7]):
             self.counters["bars"] += 1
             self._prepare(symbol)
         last = symbol.push.close
