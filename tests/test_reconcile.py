@@ -1,5 +1,6 @@
 """reconcile: what a round of snapshots proves, and what it does not."""
 
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -173,8 +174,11 @@ def test_lost_trust_comes_back_when_it_was_clean_twice_five_seconds_apart(
     assert rounds.trusted == trusts
 
 
-def test_a_round_with_a_difference_is_none_of_the_two_clean_ones() -> None:
-    rounds = trusted()
+@pytest.mark.parametrize("before", [trusted, lambda: Reconcile(RECV_WINDOW_MS)])
+def test_a_round_with_a_difference_is_none_of_the_two_clean_ones(
+    before: Callable[[], Reconcile],
+) -> None:
+    rounds = before()
     for second in (10, 20):
         rounds.compare(HELD, [holding(5)], second * SECOND)
     assert not rounds.trusted

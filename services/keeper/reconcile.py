@@ -20,8 +20,8 @@ SEEN_TWICE = 2  # one difference may be a push on its way
 class Reconcile:
     """One round of snapshots at a time: what to ask for, and what their answers prove.
 
-    `trusted` is whether entries may be granted: after the first clean round of a start; once trust
-    was lost, after two clean rounds TRUST_NS apart.
+    `trusted` is whether entries may be granted: after the first clean round of a start;
+    once trust was lost or the books have differed, after two clean rounds TRUST_NS apart.
     """
 
     def __init__(self, recv_window_ms: int) -> None:
@@ -31,7 +31,7 @@ class Reconcile:
         self._differing: Counter[tuple[str, Decimal, Decimal]] = Counter()
         self._absent: Counter[str] = Counter()
         self._clean_ns = 0
-        self._was_trusted = False
+        self._fresh = True  # since the start, nothing was trusted, and nothing differed
         self.trusted = False
         self.begun_ns = 0
         self.snapshot: dict[str, tuple[Any, ...]] = {}
@@ -117,8 +117,9 @@ class Reconcile:
         }
         if self.differences:
             self.distrust("difference")
+            self._fresh = False
         elif not differing:
             self._clean_ns = self._clean_ns or now_ns
-            if not self._was_trusted or now_ns - self._clean_ns >= TRUST_NS:
-                self.trusted = self._was_trusted = True
+            if self._fresh or now_ns - self._clean_ns >= TRUST_NS:
+                self.trusted, self._fresh = True, False
         return self.differences
