@@ -144,10 +144,9 @@ def compare(first, second):
     for column in ("", "A", "B", "B / A"):
         table.add_column(column, justify="right" if column else "left")
     before, after = flat(old["results"]), flat(new["results"])
-    for name in before.keys() & after.keys():
+    for name in (name for name in before if name in after):
         ratio = f"{after[name] / before[name]:.2f}" if before[name] else ""
         table.add_row(name, f"{before[name]:,}", f"{after[name]:,}", ratio)
-    table.rows.sort(key=str)
     console.print(table)
     return 0
 
