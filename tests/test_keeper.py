@@ -484,9 +484,10 @@ def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> N
     assert [m for _ in range(20) for m in cancels_in(desk.tick(1))] == []
 
 
-def test_the_dead_mans_cancels_keep_to_the_rate_of_the_exchange() -> None:
+@pytest.mark.parametrize(("limit", "at_once"), [(10, 8), (5, 4), (1, 1)])
+def test_the_dead_mans_cancels_keep_to_the_rate_of_the_exchange(limit: int, at_once: int) -> None:
     names = [f"S{number:02}USDT" for number in range(20)]
-    desk = Desk(MAX_SLOTS=30).run()
+    desk = Desk(MAX_SLOTS=30, MAX_SYMBOLS=30, RATE_LIMIT=limit).run()
     for name in names:
         desk.ask(ask(name))
         entry = msg.entry_id(name, "Buy", BAR)
@@ -495,8 +496,9 @@ def test_the_dead_mans_cancels_keep_to_the_rate_of_the_exchange() -> None:
     desk.speaking.remove("router")
     desk.now_ns += SILENT_NS
     sent = [cancels_in(desk.tick(1)) for _ in range(4)]
-    assert max(map(len, sent)) == 8
-    assert len({name for found in sent for name, _ in found}) == sum(map(len, sent)) == 20
+    assert [len(found) for found in sent[:2]] == [at_once, at_once]
+    different = {name for found in sent for name, _ in found}
+    assert len(different) == sum(map(len, sent)) == min(20, 4 * at_once)
 
 
 # A new ledger.

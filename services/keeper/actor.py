@@ -24,7 +24,7 @@ EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
-CANCELS = 8  # at each tick: the exchange takes ten a second
+CANCELS = 0.8  # of RATE_LIMIT, at each tick
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
@@ -79,6 +79,7 @@ class Keeper(Actor):
         self._said_mode = ("", "")
         self._router_ns = self._market_ns = self._clock_ns = 0
         self._cancelled_ns: dict[str, int] = {}
+        self._cancels = max(1, int(CANCELS * settings.RATE_LIMIT))
         self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
@@ -420,7 +421,7 @@ class Keeper(Actor):
             for order in self._ledger.orders.values()
             if order.kind == msg.ENTRY
             and now_ns - self._cancelled_ns.get(order.order_link_id, 0) >= RECANCEL_NS
-        ][:CANCELS]
+        ][: self._cancels]
         self._cancelled_ns |= {order.order_link_id: now_ns for order in entries}
         return [_cancel(order, order.order_link_id, now_ns) for order in entries]
 
