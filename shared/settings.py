@@ -23,6 +23,7 @@ VERSION = "0.1.0"
 PAPER_KEY, PAPER_SECRET = "paper-key", "paper-secret"
 WRONG_SETTING_EXIT = 2  # supervisord does not restart what ends with this
 STARTED_FILE = "started.json"  # the settings of what runs
+SUPERVISED = "DEVIATION_MAGNET_SUPERVISED"  # in the environment of what supervisord starts
 SHARDS_FILE = "shards.json"  # {slot: [index, shards]}, written by `make up` and `make scale`
 DASHBOARD_FILE = "dashboard.json"  # its addresses with their tokens, for the owner
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -213,6 +214,12 @@ class Settings(BaseSettings):
         """Where the paper account lives."""
         return Path(self.PAPER_STATE) if self.PAPER_STATE else self.RUN_DIR / "paper.jsonl"
 
+    def environment(self) -> dict[str, str]:
+        """Every setting as `load` reads it in a process that supervisord starts; secrets, too."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        plain = {k: v.get_secret_value() for k, v in values.items() if isinstance(v, SecretStr)}
+        return {name: "" if v is None else str(v) for name, v in (values | plain).items()}
+
     def names(self, field: str) -> tuple[str, ...]:
         """A comma-separated setting as a tuple; an empty setting is an empty tuple."""
         value: str = getattr(self, field)
@@ -251,7 +258,13 @@ def running() -> Settings:
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings, or one line for each wrong one on stderr and exit code 2."""
+    """The settings, or one line for each wrong one on stderr and exit code 2.
+
+    What supervisord starts goes by its environment alone, which `make up` has filled: a `.env` that
+    was edited since counts at the next start, for all of them.
+    """
+    if SUPERVISED in os.environ:
+        return Settings(_env_file=None, **overrides)
     known = Settings.model_fields
     wrong = [
         f"{name}: no such setting (environment)"

@@ -22,6 +22,7 @@ from shared.settings import (
     LIVE_HOSTS,
     PAPER_SECRET,
     SHARDS_FILE,
+    SUPERVISED,
     WRONG_SETTING_EXIT,
     Settings,
     load,
@@ -326,3 +327,18 @@ def test_who_stops_a_running_bot_goes_by_the_settings_it_was_started_with(
     (tmp_path / "started.json").unlink()
     with pytest.raises(SystemExit):
         running()
+
+
+def test_what_supervisord_starts_goes_by_the_settings_of_the_start(monkeypatch, tmp_path):
+    given = {"BYBIT_API_KEY": "k", "BYBIT_API_SECRET": "s", "NOTIFY_URLS": "json://localhost?a=%41"}
+    started = Settings(_env_file=None, RUN_DIR=tmp_path, SIZE_USDT=77, SYMBOLS="AAAUSDT", **given)
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("SIZE_USDT=10\nMAX_SLOTS=ten\nSIZE_USD=10\n")
+    for name, value in started.environment().items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        load()
+    monkeypatch.setenv(SUPERVISED, "yes")
+    assert load() == started
+    monkeypatch.setenv("WORKER_SLOT", "3")
+    assert load() == started.model_copy(update={"WORKER_SLOT": 3})

@@ -33,6 +33,7 @@ from shared.settings import (
     DASHBOARD_FILE,
     SHARDS_FILE,
     STARTED_FILE,
+    SUPERVISED,
     WRONG_SETTING_EXIT,
     Settings,
     load,
@@ -342,6 +343,7 @@ def _start_supervisord(settings: Settings) -> None:
     _write_shards(file, {str(i): [i, settings.SHARDS] for i in range(settings.SHARDS)})
     environment = {
         **os.environ,
+        **settings.environment(),
         "PYTHON": sys.executable,
         "RUN_DIR": str(settings.RUN_DIR),
         "RUN_PATH": str(settings.RUN_DIR.absolute()),
@@ -349,6 +351,7 @@ def _start_supervisord(settings: Settings) -> None:
         "AUTOSTART_DASHBOARD": str(settings.DASHBOARD_PORT > 0).lower(),
         "AUTOSTART_NOTIFIER": str(bool(settings.NOTIFY_URLS.get_secret_value())).lower(),
         "DIE_WITH_PARENT": "true",
+        SUPERVISED: "yes",
     }
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(ROOT / "supervisord.conf")]
     subprocess.run(command, env=environment, cwd=ROOT, check=False)
