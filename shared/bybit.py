@@ -111,7 +111,7 @@ def _readers(cls: Any) -> list[tuple[str, Callable[[Any], Any]]]:
 
 def read(cls: Any, row: Any, recv_ns: int = 0) -> Any:
     """One message from one row of Bybit's. Raises one of BAD_FRAME on what it cannot read."""
-    row = {"recvNs": recv_ns, "parentOrderLinkId": "", **row}
+    row = {"recvNs": recv_ns, "parentOrderLinkId": "", "markPrice": "", **row}
     return cls(*[reader(row[key]) for key, reader in _readers(cls)])
 
 
@@ -120,7 +120,8 @@ def pushed(frame: Any, recv_ns: int = 0) -> list[Any]:
     topic, rows = frame["topic"], frame["data"]
     if not topic.startswith("kline."):
         kind = PRIVATE_TOPICS[topic]
-        return [read(kind, row, recv_ns) for row in rows if kind is msg.Wallet or ours(row)]
+        concerns = has_equity if kind is msg.Wallet else ours
+        return [read(kind, row, recv_ns) for row in rows if concerns(row)]
     symbol = topic.rpartition(".")[2]
     return [kline_of(symbol, row, recv_ns) for row in rows]
 
@@ -149,6 +150,13 @@ def instrument_of(row: Any) -> msg.Instrument:
 def ours(row: Any) -> bool:
     """Is this row of a USDT perpetual? The private topics carry every market of the account."""
     return row.get("category", "linear") == "linear" and str(row.get("symbol", "")).endswith("USDT")
+
+
+def has_equity(row: Any) -> bool:
+    """Is this row of the account that trades, and does it tell what it is worth? Other wallets of
+    an owner come with empty numbers, which are no loss of everything."""
+    unified = row.get("accountType", "UNIFIED") == "UNIFIED"
+    return unified and Decimal(row["totalEquity"] or 0) > 0
 
 
 def tradeable(row: Any) -> bool:
@@ -334,11 +342,11 @@ class Rest:
 
     def _positions(self, _: msg.Fetch) -> Iterable[Any]:
         rows = self._rows("get_positions", settleCoin="USDT", limit=200)
-        return [read(msg.Holding, row) for row in rows]
+        return [read(msg.Holding, row) for row in rows if ours(row)]
 
     def _wallet(self, _: msg.Fetch) -> Iterable[Any]:
         body, _headers = self._call("get_wallet_balance", accountType="UNIFIED")
-        return [read(msg.Wallet, row) for row in body["result"]["list"]]
+        return [read(msg.Wallet, row) for row in body["result"]["list"] if has_equity(row)]
 
     def _account(self, _: msg.Fetch) -> Iterable[Any]:
         """One-way mode for every USDT contract; refused where hedge positions or orders are."""
@@ -479,8 +487,9 @@ class Exchange:
         elif isinstance(message, msg.Fetch):
             self._pool.submit(self._fetch, message)
         elif isinstance(message, msg.Rebuild):
-            if socket := self._links[message.name].socket:
-                socket.lost = message.reason
+            link = self._links.get(message.name)
+            if link and link.socket:
+                link.socket.lost = message.reason
         elif not message.outcome and not self._send_by_socket(message):
             self._pool.submit(self._send_by_rest, message)
 

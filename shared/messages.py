@@ -303,7 +303,8 @@ class Lot(NamedTuple):
 class Position(NamedTuple):
     """The whole truth of one symbol: its lots, our non-terminal orders, the foreign quantity.
 
-    `recv_ns` is when the fact that changed it came in; 0 when it is only said again.
+    `recv_ns` is when the fact that changed it came in; 0 when it is only said again. `mark_price`
+    is the exchange's, as of the last comparison; 0 before, and without a position.
     """
 
     symbol: str
@@ -313,6 +314,7 @@ class Position(NamedTuple):
     foreign_qty: Decimal = Decimal(0)
     no_entry: str = ""
     recv_ns: int = 0
+    mark_price: Decimal = Decimal(0)
 
 
 class Mode(NamedTuple):
@@ -418,6 +420,7 @@ class Holding(NamedTuple):
     symbol: str
     side: str
     size: Decimal
+    mark_price: Decimal = Decimal(0)
 
     @property
     def qty(self) -> Decimal:

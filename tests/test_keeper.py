@@ -477,7 +477,9 @@ def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> N
     desk.speaking.remove("router")
     desk.now_ns += SILENT_NS - SECOND
     assert cancels_in(desk.tick(1)) == []
+    assert desk.mode == msg.RUN
     assert cancels_in(desk.tick(1)) == [(other, f"id-{other}")]
+    assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "the router is silent")
     again_s = RECANCEL_NS // SECOND
     assert [len(cancels_in(desk.tick(1))) for _ in range(again_s)] == [0] * (again_s - 1) + [1]
     desk.speaking.append("router")
@@ -1112,7 +1114,8 @@ def test_a_request_at_the_wrong_time_stops_entries_for_half_a_minute(action: str
     desk.hear(command(action, "refused")._replace(ret_code=10002))
     assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "clock doubtful")
     desk.now_ns += CLOCK_NS - 1
-    desk.hear(health("ingestor"))
+    for name in ("ingestor", "router"):
+        desk.hear(health(name))
     assert desk.mode == msg.NO_ENTRY
     desk.now_ns += 1
     assert desk.mode == msg.RUN

@@ -955,8 +955,8 @@ def test_an_exit_below_the_smallest_order_is_not_sent_and_said_once_a_minute():
     (news,) = router.tick(T0)
     assert (news.order_link_id, news.action, news.reduce_only) == (EXIT_ID, "create", True)
     assert (news.outcome, news.reason) == ("refused", msg.DUST)
-    assert router.tick(T0 + BACKOFF_NS[-1] - 1) == []
-    assert [m.reason for m in router.tick(T0 + BACKOFF_NS[-1])] == [msg.DUST]
+    assert of(msg.OrderRequest, router.tick(T0 + BACKOFF_NS[-1] - 1)) == []
+    assert only(router.tick(T0 + BACKOFF_NS[-1])).reason == msg.DUST
 
 
 def test_an_exit_of_the_smallest_order_is_sent():

@@ -340,6 +340,7 @@ class Keeper(Actor):
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
         if self._reconcile.agreed:  # else an execution may be missing in what was read
             self._note("since_ms", self._until_ms)
+        self._ledger.marks = {h.symbol: h.mark_price for h in holdings}
         foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
         messages += self._orphans(snapshot["orders"], now_ns)
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
@@ -433,6 +434,8 @@ class Keeper(Actor):
             triggers.append(lost)
         if self._disk:
             triggers.append((msg.REDUCE_ONLY, self._disk))
+        if now_ns - self._router_ns > SILENT_NS:
+            triggers.append((msg.NO_ENTRY, "the router is silent"))
         if now_ns - self._market_ns > STALE_NS:
             triggers.append((msg.NO_ENTRY, "market data lost"))
         if self._clock_ns and now_ns - self._clock_ns < CLOCK_NS:

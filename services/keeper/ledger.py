@@ -52,6 +52,7 @@ class Ledger:
         self.lots: dict[str, msg.Lot] = {}
         self.foreign: defaultdict[str, Decimal] = defaultdict(Decimal)
         self.blocked: dict[str, str] = {}
+        self.marks: dict[str, Decimal] = {}  # of what is held, as of the last comparison
         self.last_execution_ms = 0
         self.born_ms = 0  # market time; executions up to then are not this ledger's
         self._filled: defaultdict[str, Decimal] = defaultdict(Decimal)
@@ -123,7 +124,7 @@ class Ledger:
             updated_ms=said.updated_time_ms,
             reject_reason="" if said.reject_reason == "EC_NoError" else said.reject_reason,
         )
-        if order == self.orders.get(order.order_link_id):
+        if order._replace(updated_ms=known.updated_ms) == self.orders.get(order.order_link_id):
             return Change()
         if order.kind == msg.STOP:
             self._stops[order.order_id] = name
@@ -187,6 +188,7 @@ class Ledger:
             tuple(order for order in self.orders.values() if order.symbol == symbol),
             self.foreign.get(symbol, ZERO),
             self.blocked.get(symbol, ""),
+            mark_price=self.marks.get(symbol, ZERO),
         )
 
     def incomplete(self) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from services.router.budget import Budget
 from services.router.orders import Rules, Step, Wanted, desired, entry_gate, steps, stop_price
@@ -23,6 +23,18 @@ NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one f
 TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
+UNIVERSE_NS = 30_000_000_000  # how often the instruments are asked for again: one may be lost
+PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at
+RESTARTING = 10019  # says a trade socket that serves no orders any more ...
+UNHEARD = 3  # ... or it says nothing, command after command
+
+
+class Last(NamedTuple):
+    """The last price of a symbol: in market time, and when it was heard."""
+
+    price: Decimal
+    ts_ms: int
+    heard_ns: int
 
 
 class Track:
@@ -58,9 +70,10 @@ class Router(Actor):
         self._instruments: dict[str, msg.Instrument] = {}
         self._positions: dict[str, msg.Position] = {}
         self._quotes: dict[str, tuple[msg.Quote, int]] = {}
-        self._last: dict[str, tuple[Decimal, int]] = {}
+        self._last: dict[str, Last] = {}
         self._mode: msg.Mode | None = None
         self._heard_ns = self._started_ns = self._retried_ns = self._command = 0
+        self._universe_ns = self._unheard = 0
         self._tracks: dict[str, Track] = {}
         self._refused: dict[tuple[str, str], tuple[int, str, str]] = {}
         self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
@@ -72,29 +85,18 @@ class Router(Actor):
     def start(self, now_ns: int) -> list[msg.Message]:
         """Nothing is decided before the first full set from the ledger."""
         self._started_ns, self._command = now_ns, now_ns // 1_000_000
-        return self._ask_again()
+        return self._ask_again(now_ns)
 
     def handle(self, message: Any, now_ns: int) -> list[msg.Message]:
         """Take it in, then converge the symbol it is about."""
         if isinstance(message, msg.Kline):
-            if message.ts_ms >= self._last.get(message.symbol, (None, 0))[1]:
-                self._last[message.symbol] = (decimal_of(message.close), message.ts_ms)
+            known = self._last.get(message.symbol)
+            if known is None or message.ts_ms >= known.ts_ms:
+                price = decimal_of(message.close)
+                self._last[message.symbol] = Last(price, message.ts_ms, now_ns)
             return self._converge(message.symbol, now_ns) if self._active(message.symbol) else []
         if isinstance(message, msg.Quote):
-            heard = self._quotes.get(message.symbol)
-            if not _sane(message):
-                self.counters["absurd_quotes"] += 1
-                return []
-            if heard and heard[0].ts_ms > message.ts_ms:
-                return []
-            said_ns = min(now_ns, message.decided_ns) if self._one_clock else now_ns
-            self._quotes[message.symbol] = (message, said_ns)
-            touches = self._touches.quoted(message, now_ns)
-            if message.symbol not in self._last and message.last:
-                self._last[message.symbol] = (decimal_of(message.last), message.ts_ms)
-            if not self._active(message.symbol):
-                return touches
-            return [*touches, *self._converge(message.symbol, now_ns)]
+            return self._quoted(message, now_ns)
         if isinstance(message, msg.Position):
             return self._converge(message.symbol, now_ns) if self._newer(message) else []
         if isinstance(message, msg.Mode):
@@ -102,14 +104,14 @@ class Router(Actor):
         if isinstance(message, msg.Grant):
             return self._granted(message, now_ns)
         if isinstance(message, msg.OrderRequest):
-            return self._answered(message, now_ns)
+            return [*self._answered(message, now_ns), *self._reopened(message)]
         if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
         return self._learned(message, now_ns)
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Deadlines, quotes that ran out, leverage in the background."""
-        messages = [*self._overdue(now_ns), *self._ask_again(), *self._touches.over(now_ns)]
+        messages = [*self._overdue(now_ns), *self._ask_again(now_ns), *self._touches.over(now_ns)]
         for symbol in sorted({*self._positions, *self._waiting}):
             messages += self._converge(symbol, now_ns)
         self.ready = self._mode is not None and self._account_ok and self._linked
@@ -120,6 +122,21 @@ class Router(Actor):
         return messages + self._set_leverage(now_ns)
 
     # Taking in.
+
+    def _quoted(self, quote: msg.Quote, now_ns: int) -> list[msg.Message]:
+        heard = self._quotes.get(quote.symbol)
+        if not _sane(quote):
+            self.counters["absurd_quotes"] += 1
+            return []
+        if heard and heard[0].ts_ms > quote.ts_ms:
+            return []
+        said_ns = min(now_ns, quote.decided_ns) if self._one_clock else now_ns
+        self._quotes[quote.symbol] = (quote, said_ns)
+        touches = self._touches.quoted(quote, now_ns)
+        if quote.symbol not in self._last and quote.last:
+            self._last[quote.symbol] = Last(decimal_of(quote.last), quote.ts_ms, now_ns)
+        active = self._active(quote.symbol)
+        return [*touches, *self._converge(quote.symbol, now_ns)] if active else touches
 
     def _learned(self, message: Any, now_ns: int) -> list[msg.Message]:
         if isinstance(message, msg.FullSet):
@@ -226,6 +243,13 @@ class Router(Actor):
             track.failures += 1
         return [request]
 
+    def _reopened(self, request: msg.OrderRequest) -> list[msg.Message]:
+        """A trade socket that serves no orders is opened anew; meanwhile they go by REST."""
+        self._unheard = 0 if request.ret_code >= 0 else self._unheard
+        if request.ret_code != RESTARTING:
+            return []
+        return [msg.Rebuild("trade", f"{RESTARTING} {request.reason}")]
+
     def _back_off(self, request: msg.OrderRequest, now_ns: int) -> None:
         """After a refusal: a bucket, an entry's symbol, or every entry has to wait."""
         if request.ret_code in TOO_OFTEN:
@@ -267,7 +291,6 @@ class Router(Actor):
         """From what rests to what should rest, one symbol; and what the budget held back before."""
         messages = self._retry(now_ns)
         instrument = self._instruments.get(symbol)
-        last, market_ms = self._last.get(symbol, (None, 0))
         if self._mode is None or (instrument is None and symbol not in self._positions):
             return messages
         position = self._positions.get(symbol) or msg.Position(symbol, self._mode.version, (), ())
@@ -275,6 +298,7 @@ class Router(Actor):
         if now_ns - heard_ns > self._ttl_ns:
             quote = None
         mode = self._mode.mode
+        last, market_ms = self._price(position, mode, now_ns)
         starting = quote is None and now_ns - self._started_ns < self._ttl_ns
         starting = starting and mode in (msg.RUN, msg.NO_ENTRY)
         if mode == msg.RUN and now_ns - self._heard_ns > ACCOUNT_NS:
@@ -292,6 +316,15 @@ class Router(Actor):
                 continue  # its quote may come: leave alone what rests, for one TTL
             messages += self._take(step, symbol, quote, market_ms, now_ns)
         return messages
+
+    def _price(self, position: msg.Position, mode: str, now_ns: int) -> tuple[Decimal | None, int]:
+        """The last price and its market time. What is to be sold whatever it brings goes by the
+        exchange's mark where no price is heard (any more): its symbol may not be followed."""
+        known = self._last.get(position.symbol)
+        silent_ns = now_ns - known.heard_ns if known else now_ns
+        if mode == msg.FLATTEN and position.mark_price and silent_ns > PRICE_NS:
+            return position.mark_price, (known.ts_ms if known else 0) + silent_ns // 1_000_000
+        return (known.price, known.ts_ms) if known else (None, 0)
 
     def _take(
         self, step: Step, symbol: str, quote: msg.Quote | None, market_ms: int, now_ns: int
@@ -390,8 +423,12 @@ class Router(Actor):
             if track.request and track.deadline_ns <= now_ns:
                 if isinstance(track.request, msg.OrderRequest) and not track.request.outcome:
                     self.counters["unknown"] += 1
+                    self._unheard += 1
                     messages.append(track.request._replace(outcome="unknown", reason="no answer"))
                 track.request = None
+        if self._unheard >= UNHEARD:
+            self._unheard = 0
+            messages.append(msg.Rebuild("trade", f"{UNHEARD} commands without an answer"))
         live = {order.order_link_id for p in self._positions.values() for order in p.orders}
         live |= {msg.exit_id(x.entry_id, x.exits) for p in self._positions.values() for x in p.lots}
         self._tracks = {
@@ -401,10 +438,12 @@ class Router(Actor):
         }
         return messages
 
-    def _ask_again(self) -> list[msg.Message]:
-        """What must be known before anything is decided, until it is."""
-        missing = ((self._mode, msg.LedgerAsk()), (self._instruments, msg.InstrumentsAsk()))
-        asks: list[msg.Message] = [ask for known, ask in missing if not known]
+    def _ask_again(self, now_ns: int) -> list[msg.Message]:
+        """What must be known before anything is decided, until it is; the instruments for ever."""
+        asks: list[msg.Message] = [] if self._mode else [msg.LedgerAsk()]
+        if not self._instruments or now_ns - self._universe_ns >= UNIVERSE_NS:
+            self._universe_ns = now_ns
+            asks.append(msg.InstrumentsAsk())
         return asks if self._account_ok else [*asks, msg.Fetch("account")]
 
     def _set_leverage(self, now_ns: int) -> list[msg.Message]:
@@ -416,7 +455,7 @@ class Router(Actor):
             instrument, last = self._instruments.get(quote.symbol), self._last.get(quote.symbol)
             if instrument is None or last is None:
                 continue
-            _, too_small = entry_qty(self._rules.size_usdt, last[0], instrument)
+            _, too_small = entry_qty(self._rules.size_usdt, last.price, instrument)
             if too_small:
                 self._leverage_ns[quote.symbol] = now_ns + TOO_SMALL_NS
                 messages.append(self._not_traded(quote.symbol, too_small, now_ns))

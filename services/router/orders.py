@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from shared import messages as msg
-from shared.instrument import BUY, decimal_of, entry_qty, opposite, round_price, sign
+from shared.instrument import BUY, decimal_of, entry_qty, opposite, round_price, round_qty, sign
 
 FLATTEN_PCT = Decimal(1)  # beyond the last price: trades at once, with a bound
 HUNDRED = Decimal(100)
@@ -61,7 +61,7 @@ def desired(
     """The orders that should exist for one symbol now. `quote` is None when none is in force,
     `last` while no price was heard: an exit needs neither."""
     exits = [
-        _exit(lot, quote, mode, instrument, last)
+        _exit(lot, quote, _mode_of(lot, position, mode, last, rules), instrument, last)
         for lot in position.lots
         if lot.bought > max(lot.sold_before, lot.sold) and mode != msg.CANCEL_ALL
     ]
@@ -178,16 +178,30 @@ def _exit(
     instrument: msg.Instrument,
     last: Decimal | None,
 ) -> Wanted:
+    """All of a lot, or as much as one order takes: the next exit sells the rest."""
     side, way = opposite(lot.side), sign(lot.side)
     price = lot.entry_price * (1 + way * lot.take_profit_pct / HUNDRED)
     if mode == msg.FLATTEN and last:
         price = last * (1 - way * FLATTEN_PCT / HUNDRED)
     elif quote and quote.side == side and quote.zone != msg.NONE:
         price = min(price * way, decimal_of(quote.price) * way) * way  # reversal: the nearer one
-    price = round_price(price, side, instrument)
+    price = max(round_price(price, side, instrument), instrument.tick_size)
     left = lot.bought - lot.sold_before
-    qty = min(left, instrument.max_order_qty)  # the next exit sells the rest
+    qty = round_qty(min(left, instrument.max_order_qty), instrument) or left
     return Wanted(msg.exit_id(lot.entry_id, lot.exits), msg.EXIT, side, price, qty)
+
+
+def _mode_of(
+    lot: msg.Lot, position: msg.Position, mode: str, last: Decimal | None, rules: Rules
+) -> str:
+    """The mode, but FLATTEN for a lot beyond its stop loss where none rests for it (any more): the
+    exchange cancels one that finds nobody to sell to."""
+    if not (rules.stop_loss_pct and last and lot.entry_price):
+        return mode
+    stops = (order for order in position.orders if order.kind == msg.STOP)
+    rests = any((msg.parse_id(stop.order_link_id) or ("",))[0] == lot.entry_id for stop in stops)
+    lost_pct = HUNDRED * (1 - last / lot.entry_price) * sign(lot.side)
+    return msg.FLATTEN if not rests and lost_pct >= decimal_of(rules.stop_loss_pct) else mode
 
 
 def stop_price(

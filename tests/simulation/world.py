@@ -524,12 +524,14 @@ class World:
             _same(f"V19 the worker's bars of {symbol}", ours, theirs)
 
     def _told(self):
-        """What the router believes, but for the version, which may be older."""
+        """What the router believes, but for version and mark, which may be older."""
         router, ledger = self.processes["router"].actor, self.processes["keeper"].actor._ledger
         symbols = router._positions.keys() | ledger.symbols()
         now = {s: ledger.position(s).version for s in symbols}
         empty = msg.Position("", (), (), ())
-        return {s: router._positions.get(s, empty)._replace(version=now[s]) for s in symbols}
+        ledger.marks = {}
+        told = {s: router._positions.get(s, empty) for s in symbols}
+        return {s: x._replace(version=now[s], mark_price=D(0)) for s, x in told.items()}
 
     def _bars(self):
         """The last closed bars of each symbol, open to close: (its worker's, the exchange's). An

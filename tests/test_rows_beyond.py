@@ -1,0 +1,176 @@
+"""What Bybit does, and the paper exchange never does by itself: nobody may be left with a position
+that nothing sells."""
+
+from decimal import Decimal
+
+import pytest
+
+from shared import bybit
+from shared import messages as msg
+from tests.stage import A, B, Theatre
+
+WIDE = {"BASE_FEE_PCT": 3.0, "DRAWDOWN_PCT": 0, "DAILY_LOSS_PCT": 0}
+
+
+def no_more(stage, symbol):
+    """Its delisting is announced: for days it trades, and nobody follows it."""
+    ingestor, replay = stage.replay.ingestor, stage.replay
+    rows = tuple(
+        row._replace(status="NotTradeable") if row.symbol == symbol else row
+        for row in ingestor._instruments.values()
+    )
+    fetched = msg.Fetched(msg.Fetch("instruments"), rows)
+    for message in ingestor.handle(fetched, replay._now_ns):
+        if isinstance(message, (msg.Subscribe, msg.Fetch)):
+            replay._doors[ingestor].send(message)
+        else:
+            replay._publish("market", message)
+    replay.settle()
+
+
+def sold_at_any_price(stage):
+    """The price falls unheard, and then everything is to be sold."""
+    for price in ("97", "90", "80", "70"):
+        stage.to(A, price, 15)
+    stage.operate(msg.FLATTEN)
+    stage.run(40)
+    return stage.held(A) == 0
+
+
+def test_flatten_sells_a_symbol_that_is_about_to_be_delisted():
+    stage = Theatre(**WIDE)
+    stage.fill(A)
+    no_more(stage, A)
+    assert sold_at_any_price(stage)
+
+
+def test_flatten_sells_a_symbol_that_is_followed_no_more():
+    stage = Theatre(**WIDE)
+    stage.fill(A)
+    stage.replay.settings = stage.settings.model_copy(update={"EXCLUDE_SYMBOLS": A})
+    for service in ("ingestor", "router", "worker"):
+        stage.restart(service)
+    stage.run(20)
+    assert A not in stage.replay.router._last
+    assert sold_at_any_price(stage)
+
+
+def test_flatten_goes_on_selling_while_the_market_is_silent():
+    stage = Theatre(**WIDE)
+    stage.fill(A)
+    stage.fault("ws", "half_open", kind="public", for_s=3_600)
+    stage.fault("http", "drop_before", path="/v5/market/kline", times=0)
+    assert sold_at_any_price(stage)
+
+
+def swallowed(stage):
+    """Frames of orders vanish, on every connection; pings and auth are answered."""
+    stage.venue.sessions._order = lambda message, now: None
+
+
+def restarting(stage):
+    """The connections of now answer orders with 10019 only; a new one serves."""
+    sessions = stage.venue.sessions
+    old = {id(session) for session in sessions.open if session.kind == "trade"}
+    trade, order, on = sessions._trade, sessions._order, []
+
+    def by_session(session, message, now):
+        on[:] = [session]
+        trade(session, message, now)
+
+    def by_order(message, now):
+        if id(on[0]) not in old:
+            return order(message, now)
+        head = {"reqId": message["reqId"], "op": message["op"], "connId": "1"}
+        said = {"retCode": 10019, "retMsg": "ws trade service is restarting"}
+        return {**head, **said, "data": {}, "retExtInfo": {}, "header": {}}, 0.0
+
+    sessions._trade, sessions._order = by_session, by_order
+
+
+@pytest.mark.parametrize("fails", [swallowed, restarting])
+def test_a_trade_socket_that_serves_no_orders_is_left(fails):
+    stage = Theatre(**WIDE)
+    stage.rest(A)
+    fails(stage)
+    stage.to(A, "99.0", 60)
+    assert stage.held(A) and sum(qty for _, qty in exits(stage)) == stage.held(A)
+
+
+def exits(stage):
+    return [(order.price, order.qty) for order in stage.exits(A)]
+
+
+def test_a_grid_that_was_lost_on_its_way_is_asked_for_again():
+    stage = Theatre(**WIDE)
+    stage.rest(A)
+    router = stage.replay.router
+    hears, lost = router.handle, []
+
+    def deaf(message, now_ns):
+        if isinstance(message, msg.Instrument):
+            return lost.append(message) or []
+        return hears(message, now_ns)
+
+    router.handle = deaf
+    stage.fault("venue", "instrument_update", symbol=A, tick_size="0.3")
+    stage.restart("ingestor")
+    stage.run(12)
+    router.handle = hears
+    assert lost
+    stage.to(A, "99.0", 100)
+    assert stage.held(A) and sum(qty for _, qty in exits(stage)) == stage.held(A)
+
+
+def test_a_coarser_step_leaves_only_dust_without_an_exit():
+    stage = Theatre(**WIDE)
+    name = stage.fill(A)
+    assert stage.held(A) == Decimal("0.50")
+    stage.fault("venue", "instrument_update", symbol=A, qty_step="0.3", min_order_qty="0.3")
+    for service in ("ingestor", "worker", "router"):
+        stage.restart(service)
+    stage.run(12)
+    stage.by_hand("cancel_order", symbol=A, orderLinkId=msg.exit_id(name, 0))
+    stage.run(60)
+    assert [qty for _, qty in exits(stage)] == [Decimal("0.3")]
+
+
+def test_a_stop_loss_that_found_nobody_to_sell_to_is_followed_by_an_exit():
+    stage = Theatre(STOP_LOSS_PCT=2.0, **WIDE)
+    stage.fill(A)
+    (stop,) = stage.stops(A)
+    now = stage.replay.now()
+    stage.venue.matching.end(stop, "Cancelled", "EC_NoImmediateQtyToFill", now.market_ms)
+    stage.venue._flush(now)
+    stage.replay.settle()
+    stage.to(A, "98.5", 20)
+    assert stage.held(A), "not beyond its stop loss yet"
+    stage.to(A, "96", 20)
+    assert stage.held(A) == 0
+
+
+def test_a_word_of_rest_that_is_only_younger_is_no_news(monkeypatch):
+    """Whether Bybit's two stamps of one change agree, its documents do not say."""
+    real = bybit.Rest._orders
+    later = lambda o: o._replace(updated_time_ms=o.updated_time_ms + 2)  # noqa: E731
+    monkeypatch.setattr(bybit.Rest, "_orders", lambda rest, ask: map(later, real(rest, ask)))
+    stage = Theatre(**WIDE)
+    stage.run(20)
+    before = len(stage.said(msg.Mode))
+    for price in ("99.8", "100.2") * 3:
+        stage.to(A, price, 20)
+        stage.to(B, price, 10)
+    assert {mode.mode for mode in stage.said(msg.Mode)[before:]} == {msg.RUN}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"accountType": "CONTRACT", "totalEquity": ""}, {"totalEquity": ""}, {"totalEquity": "0"}],
+)
+def test_a_wallet_that_tells_no_equity_is_no_loss_of_everything(row):
+    numbers = {"totalWalletBalance": "", "totalAvailableBalance": "", "coin": []}
+    frame = {"topic": "wallet", "creationTime": 1, "data": [numbers | row]}
+    assert bybit.pushed(frame) == []
+    good = {"accountType": "UNIFIED", "totalEquity": "7"}
+    (wallet,) = bybit.pushed(frame | {"data": [numbers | row, numbers | good]})
+    assert wallet.total_equity == 7
