@@ -355,11 +355,7 @@ class Router(Actor):
             track.repriced_ms = market_ms
         track.batch = bucket != step.action
         if asking:
-            terms = (symbol, order.side, asking.bar_start_ms, order.price, order.qty)
-            profit = decimal_of(asking.take_profit_pct)
-            ask = msg.Ask(order.order_link_id, *terms, profit, asking.recv_ns, now_ns)
-            track.request, track.deadline_ns = ask, now_ns + msg.ANSWER_NS
-            return [ask]
+            return [_asked(track, order, asking, now_ns)]
         rest = (symbol, order.side, order.price, order.qty, "GTC", not entry, 0, now_ns)
         command = self._command_of(track, order.order_link_id, step.action, *rest)
         track.request = command = command._replace(order_id=order.order_id)
@@ -469,6 +465,15 @@ class Router(Actor):
         zero, why = Decimal(0), f"SIZE_USDT {self._rules.size_usdt} is below its {reason}"
         terms = (f"dm-{symbol}", 0, "create", symbol, "", zero, zero, "", False, 0, now_ns)
         return msg.OrderRequest(*terms, outcome="refused", reason=why)
+
+
+def _asked(track: Track, order: Wanted, quote: msg.Quote, now_ns: int) -> msg.Ask:
+    """An entry goes to the keeper first: it is under way from here on."""
+    terms = (quote.symbol, order.side, quote.bar_start_ms, order.price, order.qty)
+    profit = decimal_of(quote.take_profit_pct)
+    ask = msg.Ask(order.order_link_id, *terms, profit, quote.recv_ns, now_ns)
+    track.request, track.deadline_ns = ask, now_ns + msg.ANSWER_NS
+    return ask
 
 
 def _sane(quote: msg.Quote) -> bool:
