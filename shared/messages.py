@@ -237,6 +237,7 @@ class Execution(NamedTuple):
 
 
 MOVES_LOTS = {"Trade", "AdlTrade", "BustTrade", "BlockTrade", "MovePosition", "Delivery"}
+MOVES_LOTS |= {"Settle", "ForwardSplitSettle", "ReverseSplitSettle"}
 """The kinds of executions that change a position; Funding and the like only cost."""
 
 

@@ -879,6 +879,15 @@ def test_a_position_version_grows_with_every_change_and_survives_a_restart() -> 
     assert book.position(SYMBOL).version == version
 
 
+@pytest.mark.parametrize("kind", ["Settle", "ForwardSplitSettle", "ReverseSplitSettle"])
+def test_what_the_exchange_settles_leaves_no_lot(kind: str) -> None:
+    """A symbol that is delisted or split: its position is gone, and so is the lot."""
+    book = ledger()
+    bought(book, ask())
+    book.execute(foreign("Sell", 10, kind=kind))
+    assert (book.held(), book.slots()) == ({}, 0)
+
+
 # After a lot, and after the exchange took one.
 
 
