@@ -325,7 +325,7 @@ class Rest:
 
     def _orders(self, _: msg.Fetch) -> Iterable[Any]:
         rows = self._rows("get_open_orders", settleCoin="USDT", limit=50)
-        return [read(msg.OrderUpdate, row) for row in rows]
+        return [read(msg.OrderUpdate, row) for row in rows if ours(row)]
 
     def _order(self, ask: msg.Fetch) -> Iterable[Any]:
         """One order by our id, open or not; nothing if the exchange knows of none."""

@@ -473,6 +473,12 @@ def test_one_order_is_looked_for_among_the_open_ones_then_in_the_history(ask, na
     assert wire.verbs == ["get_open_orders"]
 
 
+def test_an_open_order_of_a_dated_future_is_not_ours():
+    """It settles in USDT, too: what is asked for by coin holds both."""
+    wire = Wire(page(ORDER | {"symbol": "BTCUSDT-26DEC25"}, ORDER))
+    assert [row.symbol for row in wire.fetch("orders").rows] == ["AUSDT"]
+
+
 @pytest.mark.parametrize(
     ("age_days", "since"),
     [(0, True), (5.9, True), (6, False), (300, False)],  # beyond a week a start is refused
