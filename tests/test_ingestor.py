@@ -89,10 +89,45 @@ def test_only_what_the_settings_want_is_in_the_universe(numbers, left):
     assert {row.symbol for row in answer.instruments} == set(names), "the router sees all grids"
 
 
-def test_a_symbol_that_is_not_traded_is_a_wrong_setting():
-    ingestor, _ = started(SYMBOLS="AUSDT,TYPOUSDT,BUSDTX")
+def test_symbols_of_which_none_is_traded_are_a_wrong_setting():
+    ingestor, _ = started(SYMBOLS="TYPOUSDT,BUSDTX")
     with pytest.raises(WrongSetting, match=r"SYMBOLS: .*BUSDTX, TYPOUSDT"):
         ingestor.handle(universe("AUSDT", "BUSDT"), 0)
+
+
+def test_a_symbol_that_is_not_traded_is_named_and_the_others_are_followed():
+    """It may have been delisted since the last start: that must not end the others."""
+    ingestor, said = started("AUSDT", "BUSDT", SYMBOLS="AUSDT,GONEUSDT,BUSDTX")
+    assert of(msg.Subscribe, said) == [msg.Subscribe(("kline.1.AUSDT",))]
+    ingestor.tick(NS)
+    assert ingestor.note == "0/1 symbols, not traded: BUSDTX, GONEUSDT"
+    ingestor.handle(universe("AUSDT", "GONEUSDT", "BUSDTX"), REFRESH_NS)
+    ingestor.tick(REFRESH_NS)
+    assert ingestor.note == "0/3 symbols"
+
+
+LEAVE_NONE = [
+    {"SYMBOL_TYPES": "stock"},
+    {"EXCLUDE_SYMBOLS": "AUSDT,BUSDT"},
+    {"SYMBOLS": "AUSDT", "EXCLUDE_SYMBOLS": "AUSDT"},
+]
+
+
+@pytest.mark.parametrize("numbers", LEAVE_NONE)
+def test_settings_that_leave_no_symbol_are_wrong_at_once(numbers):
+    ingestor, _ = started(**numbers)
+    with pytest.raises(WrongSetting, match="EXCLUDE_SYMBOLS: leave no symbol of 2"):
+        ingestor.handle(universe("AUSDT", "BUSDT"), 0)
+
+
+@pytest.mark.parametrize("worked", [True, False])
+def test_an_exchange_on_which_nothing_trades_for_the_moment_is_waited_for(worked):
+    numbers = {"SYMBOLS": "AUSDT"}
+    ingestor, _ = started("AUSDT", **numbers) if worked else started(**numbers)
+    closed = universe(instrument("AUSDT")._replace(status="NotTradeable"), "BUSDT")
+    ingestor.handle(closed, NS)
+    said = ingestor.handle(universe("AUSDT", "BUSDT"), REFRESH_NS)
+    assert of(msg.Subscribe, said) == [msg.Subscribe(("kline.1.AUSDT",))]
 
 
 def test_a_symbol_that_is_delisted_later_is_no_wrong_setting():

@@ -31,6 +31,7 @@ class Ingestor(Actor):
         self._topic = f"kline.{settings.INTERVAL}."
         self._instruments: dict[str, msg.Instrument] = {}
         self._followed: set[str] = set()
+        self._unlisted: list[str] = []  # of SYMBOLS
         self._links: dict[str, bool] = {}
         self._refreshed_ns = self._partly_ns = 0
 
@@ -75,7 +76,8 @@ class Ingestor(Actor):
         self.counters["silent"] = int(self._feed.silent(now_ns))
         self.ages_ms["feed"] = self._feed.oldest_ms(now_ns)
         self.ready = bool(total) and filled == total and all(self._links.values() or [False])
-        self.note = f"{filled}/{total} symbols"
+        unlisted = f", not traded: {', '.join(self._unlisted)}" if self._unlisted else ""
+        self.note = f"{filled}/{total} symbols{unlisted}"
         return asks
 
     def _doubted(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
@@ -98,9 +100,9 @@ class Ingestor(Actor):
             self.counters["fetch_errors"] += 1
             self._refreshed_ns = now_ns - (0 if self._instruments else REFRESH_NS)
             return []
-        unknown = sorted(set(self._only) - {row.symbol for row in fetched.rows})
-        if unknown and not self._instruments:
-            raise WrongSetting(f"SYMBOLS: not traded on this exchange: {', '.join(unknown)}")
+        self._unlisted = sorted(set(self._only) - {row.symbol for row in fetched.rows})
+        if not self._instruments:
+            self._judge(fetched.rows)
         followed = {row.symbol for row in fetched.rows if self._wanted(row)}
         found = {
             row.symbol: row if row.symbol in followed else row._replace(status="Excluded")
@@ -115,12 +117,23 @@ class Ingestor(Actor):
             asks.append(self._subscription())
         return [*changed, *asks]
 
+    def _judge(self, rows: tuple[msg.Instrument, ...]) -> None:
+        """Raises WrongSetting where the settings can never leave a symbol of the first universe."""
+        if self._unlisted and set(self._unlisted) == set(self._only):
+            raise WrongSetting(f"SYMBOLS: not traded on this exchange: {', '.join(self._unlisted)}")
+        if not any(self._meant(row) for row in rows):
+            names = "SYMBOL_TYPES, SYMBOLS, EXCLUDE_SYMBOLS"
+            raise WrongSetting(f"{names}: leave no symbol of {len(rows)}")
+
     def _subscription(self) -> msg.Subscribe:
         self._links.clear()  # what becomes of the old ones is no longer said
         return msg.Subscribe(tuple(self._topic + symbol for symbol in sorted(self._followed)))
 
     def _wanted(self, row: msg.Instrument) -> bool:
+        return self._meant(row) and row.status == "Trading"
+
+    def _meant(self, row: msg.Instrument) -> bool:
+        """By the settings, whatever the exchange does with it now."""
         if self._only and row.symbol not in self._only:
             return False
-        known = row.symbol not in self._without and row.symbol_type in self._types
-        return known and row.status == "Trading"
+        return row.symbol not in self._without and row.symbol_type in self._types
