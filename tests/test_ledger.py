@@ -870,6 +870,15 @@ def test_executions_before_the_birth_of_the_ledger_are_not_its_own() -> None:
     assert book.held() == {SYMBOL: Decimal(3)}
 
 
+def test_an_older_entry_that_is_taken_back_frees_no_later_bar() -> None:
+    book = ledger()
+    for name in (LATER, ENTRY):
+        book.adopt(name, Decimal("0.5"))
+        book.update(said(name, "Cancelled", 0, BAR + 2 * MINUTE))
+    assert book.grant(ask(bar_ms=BAR + MINUTE), msg.RUN)[0] == "bar_used"
+    assert book.grant(ask(bar_ms=BAR + 2 * MINUTE), msg.RUN)[0] == ""
+
+
 def test_a_position_version_grows_with_every_change_and_survives_a_restart() -> None:
     book, rows = told([fill(ENTRY, 4, BAR + 1)])
     version = book.position(SYMBOL).version

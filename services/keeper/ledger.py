@@ -263,7 +263,7 @@ class Ledger:
         order = msg.Order(name, "", symbol, side, msg.ENTRY, *terms)
         self.orders[order.order_link_id] = order
         self.lots[order.order_link_id] = _empty(order)
-        self._used_ms[order.symbol, order.side] = order.bar_start_ms
+        self._used_ms[symbol, side] = max(self._used_ms[symbol, side], bar_start_ms)
         self.row += 1
         return Change(order.symbol, orders=((order, True),))
 
