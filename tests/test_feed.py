@@ -232,6 +232,34 @@ def test_an_absurd_price_is_dropped_and_counted(feed, change, confirm):
     assert feed.push(closed(10), NS) == [closed(10)]  # the true one is still welcome
 
 
+def priced(close, second, number=10):
+    """A push of bar 10 at this price."""
+    change = {"low": min(109.0, close), "high": max(113.0, close), "close": close}
+    return forming(number, minute(number) + second * 1_000)._replace(**change)
+
+
+@pytest.mark.parametrize(
+    ("closes", "said"),
+    [
+        ([111, 50, 49, 48], [111, 49, 48]),  # it has halved: the second says so, too
+        ([111, 50, 111, 50, 111], [111, 111, 111]),  # twice a wrong one, never twice in a row
+        ([111, 1_110, 50, 51], [111, 51]),  # two that do not agree with each other
+        ([111, 230, 400], [111, 400]),  # less than twice 230
+    ],
+)
+def test_a_jump_is_believed_once_a_second_push_agrees(feed, closes, said):
+    pushes = [priced(float(close), second) for second, close in enumerate(closes)]
+    heard = [kline.close for push in pushes for kline in feed.push(push, NS)]
+    assert heard == said
+    assert feed.counters["absurd"] == len(closes) - len(said)
+
+
+def test_a_push_that_comes_twice_does_not_agree_with_itself(feed):
+    feed.push(priced(111.0, 0), NS)
+    assert [feed.push(priced(50.0, 1), NS) for _ in range(3)] == [[], [], []]
+    assert feed.push(priced(50.0, 2), NS) != []
+
+
 def test_symbols_that_leave_the_universe_are_forgotten_and_others_keep_their_bars(feed):
     feed.universe([NAME, "YUSDT"])
     assert feed.missing(NS) == [("YUSDT", 0)]

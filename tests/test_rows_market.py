@@ -307,10 +307,11 @@ def test_C6_one_trade_far_away_makes_no_entry_and_costs_no_exit(pct):
     stage.end()
 
 
-def test_C6_a_price_that_really_falls_by_two_thirds_is_believed_when_its_bar_closes():
+def test_C6_a_price_that_really_falls_by_two_thirds_is_believed_when_it_is_said_again():
     stage = Theatre()
-    stage.to(A, "33.0", 20)
-    assert stage.last_quote().last == 100.0  # not yet
+    stage.to(A, "33.0", 20)  # within one bar
+    assert stage.replay.ingestor.counters["absurd"] == 1
+    assert stage.last_quote().last == 33.0
     stage.run(60)
     assert stage.last_quote().last == 33.0
     assert_whole(stage)

@@ -8,20 +8,22 @@ from shared.messages import History, Kline
 
 RETRY_NS = 3_000_000_000  # before bars that could not be had are asked for again
 SILENT_NS, PUSH_NS = 2_000_000_000, 75_000_000_000  # 500 symbols never pause for 2 s; one may
-JUMP = 2.0  # a price that doubles or halves between two pushes of one bar is not believed
+JUMP = 2.0  # a price that doubles or halves between two pushes is not believed, but the next is
 CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next bar began is fetched
 
 
 class Symbol:
-    """What the feed knows of one symbol. `late_ns`: since when a bar is known to be missing."""
+    """What the feed knows of one symbol. `late_ns`: since when a bar is known to be missing.
+    `doubted`: stamp and price of the last push, if that was not believed."""
 
-    __slots__ = ("again_ns", "asked", "bars", "close", "heard_ns", "late_ns", "ts_ms")
+    __slots__ = ("again_ns", "asked", "bars", "close", "doubted", "heard_ns", "late_ns", "ts_ms")
 
     def __init__(self, interval_ms: int) -> None:
         self.bars = Bars(interval_ms)
         self.heard_ns = 0
         self.ts_ms = 0
         self.close = 0.0
+        self.doubted = (0, 0.0)
         self.late_ns = self.again_ns = 0
         self.asked = False
 
@@ -53,10 +55,12 @@ class Feed:
             self.counters["absurd"] += 1  # nan, too: it compares false with everything
             return []
         jumped = symbol.close and not symbol.close / JUMP < kline.close < symbol.close * JUMP
-        if jumped and not kline.confirm:
+        if jumped and not kline.confirm and not _agrees(kline, *symbol.doubted):
+            symbol.doubted = (kline.ts_ms, kline.close)
             self.counters["absurd"] += 1  # a closed bar is the exchange's last word, this is not
             return []
         symbol.heard_ns, symbol.ts_ms, symbol.close = now_ns, kline.ts_ms, kline.close
+        symbol.doubted = (0, 0.0)
         if not kline.confirm:
             if kline.start_ms > symbol.bars.next_ms and not symbol.late_ns:
                 symbol.late_ns = now_ns
@@ -119,3 +123,8 @@ class Feed:
         """Age in ms of the symbol heard longest ago; -1 if one never was."""
         oldest_ns = min((symbol.heard_ns for symbol in self._symbols.values()), default=0)
         return (now_ns - oldest_ns) // 1_000_000 if oldest_ns else -1
+
+
+def _agrees(kline: Kline, doubted_ms: int, doubted: float) -> bool:
+    """Whether an earlier push has said so, too."""
+    return kline.ts_ms > doubted_ms and doubted / JUMP < kline.close < doubted * JUMP
