@@ -299,8 +299,9 @@ class Rest:
                 self._banned_until_ns = self._clock.now_ns() + BAN_SECONDS * 1_000_000_000
             return None, BANNED if banned else -1, f"{type(failure).__name__}: {failure}"
 
-    def _rows(self, verb: str, **params: Any) -> Iterable[Any]:
-        """Every row of every page of a list."""
+    def _rows(self, verb: str, whole: bool = True, /, **params: Any) -> Iterable[Any]:
+        """Every row of every page of a list. Raises where it is longer than MAX_PAGES, and is
+        wanted whole."""
         cursor: str | None = None
         for _ in range(MAX_PAGES):
             body, _ = self._call(verb, **LINEAR, cursor=cursor, **params)
@@ -308,7 +309,8 @@ class Rest:
             cursor = body["result"].get("nextPageCursor")
             if not cursor:
                 return
-        raise ValueError(f"{verb}: more than {MAX_PAGES} pages")
+        if whole:
+            raise ValueError(f"{verb}: more than {MAX_PAGES} pages")
 
     def _instruments(self, _: msg.Fetch) -> Iterable[Any]:
         """Every USDT perpetual; what may not be opened has another status than Trading."""
@@ -335,9 +337,11 @@ class Rest:
         return [read(msg.OrderUpdate, row) for row in rows]
 
     def _executions(self, ask: msg.Fetch) -> Iterable[Any]:
+        """Newest first, all since `start_ms`. Without one, as a new ledger asks, the newest ones:
+        what came before them is foreign, as is what is older than the exchange tells."""
         recent = self._clock.wall_ms() - ask.start_ms < WINDOW_MS
         since = {"startTime": ask.start_ms} if recent else {}
-        rows = self._rows("get_executions", limit=100, **since)
+        rows = self._rows("get_executions", ask.start_ms > 0, limit=100, **since)
         return [read(msg.Execution, row) for row in rows if ours(row)]
 
     def _positions(self, _: msg.Fetch) -> Iterable[Any]:

@@ -491,6 +491,14 @@ def test_executions_are_read_from_their_start_while_that_is_recent(age_days, sin
     assert terms.get("startTime") == (start_ms if since else None)
 
 
+@pytest.mark.parametrize(("start_ms", "read"), [(0, bybit.MAX_PAGES), (WALL_MS - 1, 0)])
+def test_a_new_ledger_reads_the_newest_of_too_many_executions(start_ms, read):
+    """Another ledger would miss some of its own."""
+    wire = Wire(*[page(EXECUTION, cursor="again")] * (bybit.MAX_PAGES + 1))
+    said = wire.fetch("executions", start_ms=start_ms)
+    assert (len(said.rows), bool(said.error)) == (read, not read)
+
+
 def test_bars_come_oldest_first_without_the_one_that_may_be_open():
     rows = [[str(n * 60_000), "1", "3", "0.5", "2", "10", "20"] for n in (7, 6, 5)]
     wire = Wire(page(*rows))

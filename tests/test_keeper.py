@@ -16,6 +16,7 @@ from services.keeper.actor import (
     STALE_NS,
     Keeper,
 )
+from services.keeper.reconcile import OVERLAP_MS
 from shared import messages as msg
 from shared.settings import Settings, WrongSetting
 
@@ -523,6 +524,15 @@ def test_a_new_ledger_adopts_what_the_account_holds_as_foreign(tmp_path: Path) -
     assert again.position().foreign_qty == 5  # adopted once
     assert again.position(OTHER).foreign_qty == -2
     assert again.full().mode.differences == 0
+
+
+def test_executions_before_a_new_ledger_are_read_once() -> None:
+    """None of them is ever its own, and there may be thousands."""
+    desk = Desk()
+    desk.executions = [fill("", 5, BAR)]
+    asked = [m for said in (desk.link(), desk.tick(10)) for m in said if isinstance(m, msg.Fetch)]
+    since = [ask.start_ms for ask in asked if ask.what == "executions"]
+    assert since == [0, BAR - OVERLAP_MS]
 
 
 def test_a_new_ledger_on_an_empty_account_holds_nothing() -> None:

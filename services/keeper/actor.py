@@ -297,7 +297,8 @@ class Keeper(Actor):
 
     def _begin(self, now_ns: int) -> list[msg.Message]:
         self._until_ms = self._ledger.last_execution_ms
-        asks = self._reconcile.begin(int(self._store.noted("since_ms")), now_ns)
+        since_ms = max(int(self._store.noted("since_ms")), self._ledger.born_ms)
+        asks = self._reconcile.begin(since_ms, now_ns)
         return [*asks, *([] if self._checked else [msg.Fetch("rights")])]
 
     def _unknowns(self, now_ns: int) -> list[msg.Message]:
