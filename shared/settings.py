@@ -3,15 +3,16 @@
 Names, units and ranges are documented in `.env.example`; the environment wins over `.env`.
 """
 
-import contextlib
 import hashlib
+import io
 import json
+import logging
 import os
 import re
 import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -33,6 +34,7 @@ FAMILIES = re.compile(
 )
 """How the names of ours begin in which a typo is an error."""
 Part = TypeVar("Part", bound=NamedTuple)
+logging.getLogger("dotenv.main").setLevel(logging.ERROR)  # what it cannot read, `load` names
 
 
 class WrongSetting(Exception):
@@ -164,6 +166,8 @@ class Settings(BaseSettings):
         away = {urlsplit(address).hostname for address in _pairs(self.BUS_TCP).values()} - LOOPBACK
         if away and not (self.BUS_KEYS and self.BUS_KEYS.is_dir()):
             raise ValueError("BUS_KEYS: tcp beyond this machine needs keys: make bus-keys")
+        if self.BYBIT_ENV == "paper" and self.PAPER_PORT == self.DASHBOARD_PORT:
+            raise ValueError(f"DASHBOARD_PORT: {self.PAPER_PORT} is PAPER_PORT, too")
         if self.BYBIT_ENV == "paper" and self.INTERVAL != "1":
             raise ValueError(
                 f"INTERVAL: the paper exchange has 1-minute klines, got {self.INTERVAL}"
@@ -247,6 +251,24 @@ def place(settings: Settings) -> str:
     return str(settings.PAPER_PORT) if settings.BYBIT_ENV == "paper" else "bybit"
 
 
+def public(settings: Settings) -> dict[str, Any]:
+    """Every setting that a running pipeline was started with; secrets as their hash."""
+    secrets = {"BYBIT_API_SECRET": settings.api_secret}
+    secrets["NOTIFY_URLS"] = settings.NOTIFY_URLS.get_secret_value()
+    values = json.loads(settings.model_dump_json(exclude=set(secrets)))
+    hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in secrets.items()}
+    return {**values, **hashed}
+
+
+def changed(settings: Settings) -> list[str]:
+    """Names of the settings that differ from those of the bot that was started in RUN_DIR."""
+    file = settings.RUN_DIR / STARTED_FILE
+    if not file.exists():
+        return []
+    started = json.loads(file.read_text())
+    return [name for name, value in public(settings).items() if started.get(name) != value]
+
+
 def running() -> Settings:
     """The settings of the bot that runs in RUN_DIR, whatever has become of `.env` since: who wants
     to stop it must be able to. Those of `load` if none was ever started there."""
@@ -271,19 +293,34 @@ def load(**overrides: Any) -> Settings:
         for name in sorted(os.environ)
         if FAMILIES.match(name) and name not in known
     ]
-    with contextlib.suppress(FileNotFoundError), Path(".env").open() as file:
-        lines = [row.original for row in parse_stream(file) if row.error]
-        wrong += [
-            f"{row.string.strip()!r}, line {row.line}: not NAME=value (.env)" for row in lines
-        ]
+    wrong += _wrong_lines(Path(".env"))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         wrong += [_line(item) for item in error.errors()]
     if wrong:
-        print("\n".join(f"settings: {item}" for item in wrong), file=sys.stderr)
-        sys.exit(WRONG_SETTING_EXIT)
+        _refuse(wrong)
     return settings
+
+
+def _wrong_lines(file: Path) -> list[str]:
+    """What in it is not NAME=value. Ends like `load` where it cannot be read."""
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        _refuse([f"{file}: not UTF-8, byte {error.start + 1}"])
+    except OSError as error:
+        _refuse([f"{file}: {error.strerror}"])
+    rows = parse_stream(io.StringIO(text))
+    lines = [row.original for row in rows if row.error or (row.key and row.value is None)]
+    return [f"{row.string.strip()!r}, line {row.line}: not NAME=value ({file})" for row in lines]
+
+
+def _refuse(wrong: list[str]) -> NoReturn:
+    print("\n".join(f"settings: {item}" for item in wrong), file=sys.stderr)
+    sys.exit(WRONG_SETTING_EXIT)
 
 
 def _line(error: Any) -> str:

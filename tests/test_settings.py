@@ -3,6 +3,7 @@
 Nothing here connects to anything: addresses are only judged. Hosts are of RFC 5737 and RFC 2606.
 """
 
+import json
 import os
 import re
 from decimal import Decimal
@@ -25,7 +26,9 @@ from shared.settings import (
     SUPERVISED,
     WRONG_SETTING_EXIT,
     Settings,
+    changed,
     load,
+    public,
     running,
 )
 
@@ -161,6 +164,31 @@ def test_an_unknown_name_in_the_file_is_refused_without_its_value(complaints):
     ]
 
 
+def test_a_line_of_the_file_that_sets_nothing_is_named_once(complaints):
+    lines = complaints({}, "SHARDS=2\nMAX_SLOTS\nno setting\n")
+    assert lines == [
+        "settings: 'MAX_SLOTS', line 2: not NAME=value (.env)",
+        "settings: 'no setting', line 3: not NAME=value (.env)",
+    ]
+
+
+def test_a_line_that_dotenv_cannot_read_is_not_told_by_dotenv_too(complaints, caplog):
+    complaints({}, "no setting\n")
+    assert not caplog.records
+
+
+def test_a_file_that_is_no_text_is_one_line(capsys):
+    Path(".env").write_bytes(b"SHARDS=2\n# \xff\n")
+    with pytest.raises(SystemExit):
+        load()
+    assert capsys.readouterr().err == "settings: .env: not UTF-8, byte 12\n"
+    Path(".env").unlink()
+    Path(".env").mkdir()
+    with pytest.raises(SystemExit):
+        load()
+    assert capsys.readouterr().err == "settings: .env: Is a directory\n"
+
+
 @pytest.mark.parametrize(
     ("env", "named"),
     [
@@ -169,6 +197,7 @@ def test_an_unknown_name_in_the_file_is_refused_without_its_value(complaints):
         ({"PAPER_FEED": "replay"}, "PAPER_DATA"),
         ({"PAPER_FEED": "live", "PAPER_SPEED": "2"}, "PAPER_SPEED"),
         ({"INTERVAL": "5"}, "INTERVAL"),
+        ({"PAPER_PORT": "8800"}, "DASHBOARD_PORT"),
         ({"BUS_TCP": "quotes=tcp://10.0.0.5:7001"}, "BUS_KEYS"),
         ({"BUS_TCP": "quotes=tcp://0.0.0.0:7001", "BUS_KEYS": "no/folder"}, "BUS_KEYS"),
     ],
@@ -342,3 +371,12 @@ def test_what_supervisord_starts_goes_by_the_settings_of_the_start(monkeypatch, 
     assert load() == started
     monkeypatch.setenv("WORKER_SLOT", "3")
     assert load() == started.model_copy(update={"WORKER_SLOT": 3})
+
+
+def test_what_differs_from_the_bot_that_was_started_is_named(tmp_path):
+    started = Settings(_env_file=None, RUN_DIR=tmp_path, **KEYS)
+    (tmp_path / "started.json").write_text(json.dumps(public(started)))
+    assert changed(started) == []
+    other = {"BYBIT_API_KEY": "a-key", "BYBIT_API_SECRET": "another"}
+    now = Settings(_env_file=None, RUN_DIR=tmp_path, SIZE_USDT=77, **other)
+    assert changed(now) == ["SIZE_USDT", "BYBIT_API_SECRET"]

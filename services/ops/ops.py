@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import resource
@@ -36,9 +35,11 @@ from shared.settings import (
     SUPERVISED,
     WRONG_SETTING_EXIT,
     Settings,
+    changed,
     load,
     running,
 )
+from shared.settings import public as _public
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
@@ -113,11 +114,9 @@ def up(settings: Settings) -> int:
     """Start what does not run; wait until all is healthy, or say what is not."""
     supervisor = Supervisor(settings.RUN_DIR)
     if supervisor.alive():
-        started = json.loads((settings.RUN_DIR / STARTED_FILE).read_text())
-        now = _public(settings)
-        if changed := [name for name in now if started.get(name) != now[name]]:
+        if names := changed(settings):
             return _fail(
-                f"it runs with other settings: make down first to change {', '.join(changed)}"
+                f"it runs with other settings: make down first to change {', '.join(names)}"
             )
         console.print("already running")
         return _shown(settings)
@@ -326,15 +325,6 @@ def _taken(name: str, port: int) -> str:
                 return f"{name}: port {port} is in use by another program"
             return f"{name}: {error}"
     return ""
-
-
-def _public(settings: Settings) -> dict[str, Any]:
-    """Every setting that a running pipeline was started with; secrets as their hash."""
-    secrets = {"BYBIT_API_SECRET": settings.api_secret}
-    secrets["NOTIFY_URLS"] = settings.NOTIFY_URLS.get_secret_value()
-    values = json.loads(settings.model_dump_json(exclude=set(secrets)))
-    hashed = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in secrets.items()}
-    return {**values, **hashed}
 
 
 def _start_supervisord(settings: Settings) -> None:
