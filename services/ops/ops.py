@@ -40,6 +40,7 @@ from shared.settings import (
     running,
 )
 from shared.settings import public as _public
+from shared.terminal import ending, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 UP_SECONDS = 90  # 500 symbols are ready in about 10
@@ -58,6 +59,11 @@ WRONG = "wrong_setting "  # how a process says that its configuration cannot wor
 DEAD = ("EXITED", "FATAL")
 FOR_PEOPLE = ("dashboard", "notifier")  # without them it trades all the same
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # by no proxy
+GOES_ON = {
+    "up": "what was started goes on: make status, make down",
+    "down": "what stops goes on stopping: make status",
+    "scale": "the old workers go on",
+}
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
@@ -71,6 +77,7 @@ class Supervisor:
     """supervisord's own XML-RPC over its unix socket."""
 
     def __init__(self, run_dir: Path) -> None:
+        self._shards = run_dir / SHARDS_FILE
         self._address = f"unix://{run_dir.absolute() / 'supervisor.sock'}"
 
     @property
@@ -88,9 +95,9 @@ class Supervisor:
 
     def processes(self) -> list[dict[str, Any]]:
         """What it supervises, without what this bot never started, and without free slots."""
+        slots = json.loads(self._shards.read_text()) if self._shards.exists() else {}
         rows = self._rpc.getAllProcessInfo()
-        used = (row for row in rows if row["start"])
-        return [row for row in used if row["statename"] != "STOPPED" or row["group"] != "worker"]
+        return [row for row in rows if row["start"] and not _is_free(row, slots)]
 
     def start(self, slots: Iterable[int]) -> None:
         """Start the workers in these slots."""
@@ -110,6 +117,12 @@ class Supervisor:
             self._rpc.shutdown()
 
 
+def _is_free(row: dict[str, Any], slots: dict[str, Any]) -> bool:
+    """A worker's slot in which nothing runs; one that died counts while it has a shard."""
+    dead = row["statename"] in DEAD and row["name"].partition("-")[2] not in slots
+    return row["group"] == "worker" and (dead or row["statename"] == "STOPPED")
+
+
 def up(settings: Settings) -> int:
     """Start what does not run; wait until all is healthy, or say what is not."""
     supervisor = Supervisor(settings.RUN_DIR)
@@ -119,7 +132,7 @@ def up(settings: Settings) -> int:
                 f"it runs with other settings: make down first to change {', '.join(names)}"
             )
         console.print("already running")
-        return _shown(settings)
+        return _shown(settings, supervisor)
     if wrong := _preflight(settings):
         return _fail(wrong)
     _start_supervisord(settings)
@@ -131,17 +144,21 @@ def up(settings: Settings) -> int:
         print(wrong, file=sys.stderr)
         down(settings)
         return 1
-    return _shown(settings)
+    return _shown(settings, supervisor)
 
 
 def down(settings: Settings) -> int:
-    """Stop everything and wait for its end."""
+    """Stop everything and wait for its end, also for one that somebody else has begun."""
     supervisor = Supervisor(settings.RUN_DIR)
-    if not supervisor.alive():
+
+    def gone() -> bool:
+        return not supervisor.alive() and not _is_supervisord(_supervisord_pid(settings))
+
+    if gone():
         console.print("nothing runs")
         return 0
     supervisor.shutdown()
-    if not _wait(lambda: not _supervisord_pid(settings), DOWN_SECONDS):
+    if not _wait(gone, DOWN_SECONDS):
         return _fail(f"supervisord is still there after {DOWN_SECONDS} s")
     console.print("stopped")
     return 0
@@ -153,16 +170,23 @@ def status(settings: Settings, as_json: bool) -> int:
     if not supervisor.alive():
         print(json.dumps({"running": False}) if as_json else "nothing runs: make up")
         return 3
+    rows, report = _looked(settings, supervisor)
+    if as_json:
+        print(json.dumps({"running": True, **report}))
+    else:
+        look.show(console, report)
+    return 0 if all(row.healthy for row in rows) else 1
+
+
+def _looked(
+    settings: Settings, supervisor: Supervisor
+) -> tuple[list[look.Process], dict[str, Any]]:
+    """Every process and the status as data, after listening for a moment."""
     bus = look.listener(settings)
     heard = look.listen(bus, look.LISTEN_SECONDS, look.Heard())
     bus.close()
     rows = _rows(settings, supervisor, heard)
-    report = {"running": True, **look.report(rows, heard, _audited(settings))}
-    if as_json:
-        print(json.dumps(report))
-    else:
-        look.show(console, report)
-    return 0 if all(row.healthy for row in rows) else 1
+    return rows, look.report(rows, heard, _audited(settings))
 
 
 def scale(settings: Settings, shards: int) -> int:
@@ -185,7 +209,7 @@ def scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None]
             return _scaled(settings, shards, who, say)
     except BlockingIOError as error:
         raise Unable("somebody else is scaling just now") from error
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise Unable("nothing runs: make up") from error
 
 
@@ -197,30 +221,56 @@ def _scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None
         raise Unable(f"N: from 1 to {MAX_SLOTS // 2} shards, got {shards}")
     old = _worker_slots(supervisor)
     new = [slot for slot in range(MAX_SLOTS) if slot not in old][:shards]
-    file = settings.RUN_DIR / SHARDS_FILE
-    slots = json.loads(file.read_text())
-    _write_shards(file, slots | {str(slot): [i, shards] for i, slot in enumerate(new)})
-    supervisor.start(new)
-    names = {f"worker-{slot}" for slot in new}
-    bus, heard = look.listener(settings), look.Heard()
-
-    def ready() -> bool:
-        look.listen(bus, 0.2, heard)
-        done = sum(heard.healthy(name) for name in names)
-        say(f"{done}/{shards} workers ready")
-        return done == shards
-
-    moved = _wait(ready, SCALE_SECONDS)
-    bus.close()
-    if not moved:
-        supervisor.stop(new)
-        raise Unable(f"the new workers were not ready in {SCALE_SECONDS} s: the old ones go on")
+    after = {str(slot): [i, shards] for i, slot in enumerate(new)}
+    _start_beside(settings, supervisor, after, say)
     supervisor.stop(old)
-    _write_shards(file, {str(slot): [i, shards] for i, slot in enumerate(new)})
+    _write_shards(settings.RUN_DIR / SHARDS_FILE, after)
     done = f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}"
     if ask_keeper(settings, msg.Control("", who, done)) is None:
         return f"{done}; the keeper does not answer, so its journal does not tell"
     return done
+
+
+def _start_beside(
+    settings: Settings,
+    supervisor: Supervisor,
+    after: dict[str, list[int]],
+    say: Callable[[str], None],
+) -> None:
+    """Workers in these slots, ready, beside those that run. Where that fails, by Ctrl-C too, they
+    are stopped and their slots are free again; raises Unable."""
+    file, new = settings.RUN_DIR / SHARDS_FILE, [int(slot) for slot in after]
+    before = json.loads(file.read_text())
+    _write_shards(file, before | after)
+    try:
+        supervisor.start(new)
+        if wrong := _wait_ready(settings, supervisor, {f"worker-{slot}" for slot in new}, say):
+            raise Unable(f"{wrong}: the old workers go on")
+    except (Unable, KeyboardInterrupt):
+        supervisor.stop(new)
+        _write_shards(file, before)
+        raise
+
+
+def _wait_ready(
+    settings: Settings, supervisor: Supervisor, names: set[str], say: Callable[[str], None]
+) -> str:
+    """Empty once all of them are ready; otherwise what became of them."""
+    bus, heard = look.listener(settings), look.Heard()
+    until = time.monotonic() + SCALE_SECONDS
+    try:
+        while time.monotonic() < until:
+            look.listen(bus, 0.2, heard)
+            rows = _rows(settings, supervisor, heard)
+            if dead := [x.name for x in rows if x.name in names and x.state in DEAD]:
+                return f"{dead[0]}: {_last_words(settings, dead[0])}"
+            done = sum(heard.healthy(name) for name in names)
+            say(f"{done}/{len(names)} workers ready")
+            if done == len(names):
+                return ""
+    finally:
+        bus.close()
+    return f"the new workers were not ready in {SCALE_SECONDS} s"
 
 
 def mode(settings: Settings, wanted: str) -> int:
@@ -277,14 +327,19 @@ def bus_keys(settings: Settings) -> int:
     return 0
 
 
-def _shown(settings: Settings) -> int:
-    """The status, and where to look at it in a browser."""
-    code = status(settings, as_json=False)
-    if settings.DASHBOARD_PORT:
+def _shown(settings: Settings, supervisor: Supervisor) -> int:
+    """The status, where to look at it in a browser, and why what has ended has."""
+    rows, report = _looked(settings, supervisor)
+    look.show(console, report)
+    if any(row.name == "dashboard" and row.healthy for row in rows):
         addresses = json.loads((settings.RUN_DIR / DASHBOARD_FILE).read_text())
         for rights, address in addresses.items():
             console.print(f"dashboard, to {rights}: {address}", soft_wrap=True)
-    return code
+    for row in rows:
+        if row.state in DEAD:
+            why = _last_words(settings, row.name)
+            print(f"{row.name}: {why}; make down, then make up", file=sys.stderr)
+    return 0 if all(row.healthy for row in rows) else 1
 
 
 def _preflight(settings: Settings) -> str:
@@ -294,17 +349,26 @@ def _preflight(settings: Settings) -> str:
     )
     if len(path.encode()) > MAX_PATH:
         return f"RUN_DIR: {path} is over {MAX_PATH} bytes, too long for a socket"
-    try:
-        settings.RUN_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (settings.RUN_DIR / "logs").mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        return f"RUN_DIR: {error}"
     ports = {"DASHBOARD_PORT": settings.DASHBOARD_PORT}
     if settings.BYBIT_ENV == "paper":
         ports["PAPER_PORT"] = settings.PAPER_PORT
     if wrong := next((said for name, port in ports.items() if (said := _taken(name, port))), ""):
         return wrong
-    return _wrong_addresses() if settings.NOTIFY_URLS.get_secret_value() else ""
+    if settings.NOTIFY_URLS.get_secret_value() and (wrong := _wrong_addresses()):
+        return wrong
+    return _made(settings.RUN_DIR)
+
+
+def _made(folder: Path) -> str:
+    """Why this cannot be the RUN_DIR; empty once it is there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / "logs").mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError as error:
+        return f"RUN_DIR: {error.filename} is not a folder"
+    except OSError as error:
+        return f"RUN_DIR: {error.filename} cannot be made: {error.strerror}"
+    return ""
 
 
 def _wrong_addresses() -> str:
@@ -394,6 +458,11 @@ def _last_line(settings: Settings, name: str) -> str:
     return logs.readable(lines[-1])[2] if lines else ""
 
 
+def _last_words(settings: Settings, name: str) -> str:
+    """Why a process has ended, as far as its last line tells."""
+    return _last_line(settings, name).rpartition(WRONG)[2] or "it has ended without a word"
+
+
 def _lines(settings: Settings, name: str) -> list[str]:
     log = settings.RUN_DIR / "logs" / f"{name}.log"
     return log.read_text(errors="replace").splitlines() if log.exists() else []
@@ -402,8 +471,8 @@ def _lines(settings: Settings, name: str) -> list[str]:
 def _obituary(settings: Settings, rows: list[look.Process]) -> str:
     words = []
     for row in rows:
-        if WRONG in (last := _last_line(settings, row.name)):
-            return f"{row.name}: {last.split(WRONG)[1]}"
+        if WRONG in _last_line(settings, row.name):
+            return f"{row.name}: {_last_words(settings, row.name)}"
         said = _lines(settings, row.name)[-LAST_LINES:]
         words += [f"{row.name} is not healthy ({row.state} {row.note})", *said]
     return "\n".join(words)
@@ -451,8 +520,17 @@ def _worker_slots(supervisor: Supervisor) -> list[int]:
 
 
 def _supervisord_pid(settings: Settings) -> int:
-    file = settings.RUN_DIR / "supervisord.pid"
-    return int(file.read_text()) if file.exists() else 0
+    """0 where none is written down."""
+    with contextlib.suppress(OSError, ValueError):
+        return int((settings.RUN_DIR / "supervisord.pid").read_text())
+    return 0
+
+
+def _is_supervisord(pid: int) -> bool:
+    """Whether it lives: after a crash the number may be another program's."""
+    with contextlib.suppress(OSError):
+        return b"supervisord" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def _wait(condition: Any, seconds: float) -> bool:
@@ -478,23 +556,29 @@ def main() -> None:
     verbs.add_parser("status", help="how it is").add_argument("--json", action="store_true")
     reader = verbs.add_parser("logs", help="follow the logs")
     reader.add_argument("--service", default="", help="only those that begin so: router, worker-1")
-    verbs.add_parser("scale", help="change the number of workers").add_argument("n", type=int)
+    verbs.add_parser("scale", help="change the number of workers").add_argument(
+        "n", type=whole("N")
+    )
     verbs.add_parser("mode", help="ask for a mode").add_argument("mode", choices=msg.MODES)
     verbs.add_parser("paper-reset", help="a new paper account and an empty ledger")
     verbs.add_parser("bus-keys", help="a pair of keys for tcp between machines")
     asked = parser.parse_args()
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # supervisord and all its children, too
+    with ending(GOES_ON.get(asked.verb, "")):
+        sys.exit(_done(asked))
+
+
+def _done(asked: argparse.Namespace) -> int:
+    """Do it; exit code."""
     settings = load() if asked.verb in ("up", "paper-reset", "bus-keys") else running()
     if asked.verb == "status":
-        code = status(settings, asked.json)
-    elif asked.verb == "logs":
-        code = logs.follow(settings.RUN_DIR / "logs", asked.service)
-    elif asked.verb == "scale":
-        code = scale(settings, asked.n)
-    elif asked.verb == "mode":
-        code = mode(settings, asked.mode)
-    else:
-        plain = {"up": up, "down": down, "paper-reset": paper_reset, "bus-keys": bus_keys}
-        code = plain[asked.verb](settings)
-    sys.exit(code)
+        return status(settings, asked.json)
+    if asked.verb == "logs":
+        return logs.follow(settings.RUN_DIR / "logs", asked.service)
+    if asked.verb == "scale":
+        return scale(settings, asked.n)
+    if asked.verb == "mode":
+        return mode(settings, asked.mode)
+    plain = {"up": up, "down": down, "paper-reset": paper_reset, "bus-keys": bus_keys}
+    return plain[asked.verb](settings)

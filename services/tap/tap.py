@@ -1,7 +1,6 @@
 """tap: what the processes say, as they say it. Subscribes to everything, changes nothing."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from rich.text import Text
 from shared.bus import STREAMS, Bus
 from shared.messages import Quote
 from shared.settings import running
+from shared.terminal import ending, whole
 
 COLOURS = {
     "Kline": "dim",
@@ -25,7 +25,7 @@ COLOURS = {
     "Mode": "bold red",
     "Health": "dim",
 }
-PATIENCE_S = 3.0  # every process speaks each second
+PATIENCE_S = 5.0  # every process speaks each second
 REPEATED = {"Health", "Mode"}  # said every tick, shown on demand only
 
 
@@ -37,25 +37,32 @@ def latency_us(message: Any, now_ns: int) -> int | None:
 
 
 def messages(bus: Bus, topic: str, symbol: str) -> Iterator[Any]:
-    """Every message of the kinds and the symbol that were asked for, for ever. Where nothing comes,
+    """Every message of the kinds and the symbol that were asked for, for ever. Where none comes,
     stderr says so, once."""
     patient_until_s: float | None = time.monotonic() + PATIENCE_S
+    heard = False
     while True:
         if patient_until_s and time.monotonic() > patient_until_s:
-            print("tap: nothing is said so far; make status tells whether it runs", file=sys.stderr)
+            what = " ".join(filter(None, (topic, symbol))) or "orders"
+            silent = f"nothing was heard of {what} yet" if heard else "nothing runs here: make up"
+            print(f"tap: {silent}", file=sys.stderr)
             patient_until_s = None
         for message, _ in bus.receive(500):
-            patient_until_s = None
-            kind = type(message).__name__
-            if not kind.lower().startswith(topic.rstrip(".").lower().split(".")[0]):
-                continue
-            if symbol and getattr(message, "symbol", "") != symbol:
-                continue
-            if not topic and kind in REPEATED:
-                continue
-            if not topic and isinstance(message, Quote) and message.zone == "NONE":
-                continue
-            yield message
+            heard = True
+            if _is_wanted(message, topic, symbol):
+                patient_until_s = None
+                yield message
+
+
+def _is_wanted(message: Any, topic: str, symbol: str) -> bool:
+    """Of these kinds and this symbol; what is said all the time only where it was asked for."""
+    kind = type(message).__name__
+    if not kind.lower().startswith(topic.rstrip(".").lower().split(".")[0]):
+        return False
+    if symbol and getattr(message, "symbol", "") != symbol:
+        return False
+    idle = kind in REPEATED or (isinstance(message, Quote) and message.zone == "NONE")
+    return bool(topic) or not idle
 
 
 def as_json(message: Any, delay_us: int | None) -> str:
@@ -101,18 +108,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m services.tap", description=__doc__)
     parser.add_argument("--topic", default="", help="only kinds that begin so: kline, quote, order")
     parser.add_argument("--symbol", default="", help="only this symbol, for example BTCUSDT")
-    parser.add_argument("--count", type=int, default=0, help="stop after so many messages")
+    parser.add_argument("--count", type=whole("COUNT"), default=0, help="stop after so many")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     asked = parser.parse_args()
     kinds = {kind.__name__ for stream in STREAMS.values() for kind in stream.carries}
     wanted = asked.topic.rstrip(".").split(".")[0].lower()
     if not any(kind.lower().startswith(wanted) for kind in kinds):
         sys.exit(f"tap: no topic begins with {wanted}; there are {', '.join(sorted(kinds))}")
+    with ending():
+        _follow(asked)
+
+
+def _follow(asked: argparse.Namespace) -> None:
     settings = running()
     if not settings.RUN_DIR.is_dir():
         sys.exit(f"tap: nothing runs here: no folder {settings.RUN_DIR}; start it with: make up")
     streams = [name for name, stream in STREAMS.items() if stream.pattern == "PUB"]
-    hears = dict.fromkeys(streams, (asked.topic.lower(),))
+    hears = dict.fromkeys(streams, (asked.topic.lower(), "health."))  # the second: who is there
     bus = Bus(settings.RUN_DIR, hears=hears, **settings.wires)
     console = Console(soft_wrap=True, highlight=False)
     try:
@@ -126,7 +138,5 @@ def main() -> None:
                 return
     except KeyboardInterrupt:
         return
-    except BrokenPipeError:  # the reader of a pipe has left: what is unwritten goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     finally:
         bus.close()
