@@ -5,6 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from shared.messages import Instrument
 
 BUY, SELL = "Buy", "Sell"
+CENT = Decimal("0.01")
 
 
 def opposite(side: str) -> str:
@@ -38,8 +39,19 @@ def round_qty(qty: Decimal, instrument: Instrument) -> Decimal:
 def entry_qty(size_usdt: Decimal, price: Decimal, instrument: Instrument) -> tuple[Decimal, str]:
     """The quantity that `size_usdt` buys at `price`; or 0, and which minimum it is below."""
     qty = min(round_qty(size_usdt / price, instrument), instrument.max_order_qty)
+    rule = ""
     if qty < instrument.min_order_qty:
-        return Decimal(0), f"min_order_qty {instrument.min_order_qty}"
-    if qty * price < instrument.min_notional_value:
-        return Decimal(0), f"min_notional_value {instrument.min_notional_value}"
+        rule = f"min_order_qty {instrument.min_order_qty:f}"
+    elif qty * price < instrument.min_notional_value:
+        rule = f"min_notional_value {instrument.min_notional_value:f}"
+    if rule:
+        least = least_usdt(price, instrument)
+        return Decimal(0), f"least order of {least:f} USDT ({rule})"
     return qty, ""
+
+
+def least_usdt(price: Decimal, instrument: Instrument) -> Decimal:
+    """What the smallest order at `price` costs, up to the cent: a whole number of steps."""
+    step, least = instrument.qty_step, instrument.min_notional_value / price
+    steps = (max(instrument.min_order_qty, least) / step).to_integral_value(ROUND_CEILING)
+    return (steps * step * price).quantize(CENT, ROUND_CEILING)

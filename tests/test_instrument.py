@@ -7,7 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.instrument import decimal_of, entry_qty, opposite, round_price, round_qty, sign
+from shared.instrument import (
+    decimal_of,
+    entry_qty,
+    least_usdt,
+    opposite,
+    round_price,
+    round_qty,
+    sign,
+)
 from shared.messages import Instrument
 
 ANY_SPEED = {
@@ -77,7 +85,7 @@ def test_an_entry_is_affordable_and_orderable_or_zero_with_a_reason(
     whole = room // Fraction(step) * Fraction(step)
     if reason:
         least = {"min_order_qty": i.min_order_qty, "min_notional_value": i.min_notional_value}
-        name, value = reason.split()
+        name, value = reason.rpartition("(")[2].rstrip(")").split()
         assert (qty, Decimal(value)) == (0, least[name])
         assert whole < i.min_order_qty or whole * Fraction(price) < i.min_notional_value
     else:
@@ -89,18 +97,30 @@ def test_an_entry_is_affordable_and_orderable_or_zero_with_a_reason(
     ("price", "least", "most", "qty", "reason"),
     [
         ("3", "0.1", "1000", "3.3", ""),  # 10 / 3 = 3.33
-        ("3", "3.4", "1000", "0", "min_order_qty 3.4"),
+        ("3", "3.4", "1000", "0", "least order of 10.20 USDT (min_order_qty 3.4)"),  # 3.4 * 3
         ("3", "0.1", "2", "2", ""),  # 2 * 3 = 6
-        ("3", "0.1", "1.6", "0", "min_notional_value 5"),  # 1.6 * 3 = 4.8
+        # 1.6 * 3 = 4.8, and 1.7 * 3 = 5.1
+        ("3", "0.1", "1.6", "0", "least order of 5.10 USDT (min_notional_value 5)"),
         ("70", "0.1", "1000", "0.1", ""),  # 10 / 70 = 0.14, and 0.1 * 70 = 7
-        ("101", "0.1", "1000", "0", "min_order_qty 0.1"),  # 10 / 101 = 0.099
+        # 10 / 101 = 0.099, and 0.1 * 101 = 10.1
+        ("101", "0.1", "1000", "0", "least order of 10.10 USDT (min_order_qty 0.1)"),
         ("40", "0.1", "1000", "0.2", ""),  # 10 / 40 = 0.25, and 0.2 * 40 = 8
-        ("49", "0.1", "0.1", "0", "min_notional_value 5"),  # 0.1 * 49 = 4.9
+        # 0.1 * 49 = 4.9, and 0.2 * 49 = 9.8
+        ("49", "0.1", "0.1", "0", "least order of 9.80 USDT (min_notional_value 5)"),
     ],
 )
 def test_ten_dollars_buy(price, least, most, qty, reason):
     i = instrument(least=least, most=most)
     assert entry_qty(Decimal(10), Decimal(price), i) == (Decimal(qty), reason)
+
+
+@settings(max_examples=100, **ANY_SPEED)
+@given(st.decimals(min_value="0.001", max_value="100", places=6), steps, st.integers(1, 100))
+def test_the_least_usdt_buys_an_order_and_a_cent_less_does_not(price, step, least_steps):
+    i = instrument(step=step, least=step * least_steps, most="1e12")
+    least = least_usdt(price, i)
+    assert entry_qty(least, price, i)[1] == ""
+    assert entry_qty(least - Decimal("0.01"), price, i)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from services.doctor.doctor import FAIL, Doctor
+from services.doctor.doctor import FAIL, WARN, Doctor
 from services.ops import look, ops
 from shared import messages as msg
-from shared.settings import Settings
+from shared.actor import hold_lock
+from shared.settings import Settings, public
 from tests.pipeline import free_port
 
 
@@ -168,6 +170,27 @@ def test_a_refused_start_leaves_no_folder(tmp_path: Path) -> None:
         wanted = Settings(_env_file=None, RUN_DIR=folder, DASHBOARD_PORT=0, PAPER_PORT=port)
         assert ops.up(wanted) == 2
     assert not folder.exists()
+
+
+def test_the_doctor_names_what_the_running_bot_was_started_without(tmp_path: Path) -> None:
+    started = Settings(_env_file=None, RUN_DIR=tmp_path, PAPER_PORT=free_port())
+    (tmp_path / "started.json").write_text(json.dumps(public(started)))
+    now = started.model_copy(update={"MAX_SLOTS": 7})
+
+    def warned() -> list[str]:
+        found = [x for x in Doctor(now).findings() if x.what == "settings"]
+        return [x.says for x in found if x.state == WARN]
+
+    assert warned() == [], "nothing runs"
+    lock = hold_lock(tmp_path, "keeper-0")
+    assert warned() == ["MAX_SLOTS: the bot runs with others"]
+    os.close(lock)
+
+
+def test_the_doctor_says_that_a_file_is_no_folder(tmp_path: Path) -> None:
+    (file := tmp_path / "file").write_text("")
+    found = list(Doctor(Settings(_env_file=None, RUN_DIR=file, PAPER_PORT=1)).findings())
+    assert f"{file} is not a folder" in [x.says for x in found if x.state == FAIL]
 
 
 def test_the_doctor_says_in_one_line_that_no_paper_exchange_runs(tmp_path: Path) -> None:

@@ -26,12 +26,14 @@ from shared import messages as msg
 from shared.bus import MAX_PATH
 from shared.instrument import entry_qty
 from shared.records import Broken, Records
-from shared.settings import Settings, ledger_account, load
+from shared.settings import Settings, changed, ledger_account, load
+from shared.terminal import ending
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 FREE_MB = 200
 OFFSET_WARN_MS, OFFSET_FAIL_MS = 500, 2_000
 LOCK = Path(__file__).parents[2] / "requirements.lock"
+KEEPER = "keeper-0"  # who holds this lock is a bot; the paper exchange may run alone
 SHOWN = 5  # symbols named where there are more
 
 
@@ -86,6 +88,9 @@ class Doctor:
             yield Finding("RUN_DIR", FAIL, says, "choose a shorter RUN_DIR")
             return
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not there.is_dir():
+            yield Finding("RUN_DIR", FAIL, f"{there} is not a folder", "choose another RUN_DIR")
+            return
         if not os.access(there, os.W_OK):
             yield Finding("RUN_DIR", FAIL, f"{there} cannot be written", "choose another RUN_DIR")
             return
@@ -106,6 +111,11 @@ class Doctor:
     def _locks(self) -> Iterator[Finding]:
         held = [p.stem for p in sorted(self._settings.RUN_DIR.glob("*.lock")) if _is_locked(p)]
         yield Finding("processes", OK, f"running: {', '.join(held)}" if held else "nothing runs")
+        if KEEPER in held and (names := changed(self._settings)):
+            says = f"{', '.join(names)}: the bot runs with others"
+            yield Finding(
+                "settings", WARN, says, "they count at the next start: make down, make up"
+            )
 
     def _ledger(self) -> Iterator[Finding]:
         path = self._settings.RUN_DIR / "state.db"
@@ -228,8 +238,7 @@ class Doctor:
             elif row.status != "Trading" or not price:
                 closed.append(row.symbol)
             elif (reason := entry_qty(self._settings.SIZE_USDT, price, row)[1]) != "":
-                least = max(row.min_order_qty * price, row.min_notional_value)
-                small.append(f"{row.symbol} needs {least:.2f} USDT ({reason})")
+                small.append(f"{row.symbol}: {reason}")
             else:
                 fits.append(row.symbol)
         says = f"{len(fits)} of {len(fetched.rows)} symbols can be traded"
@@ -263,19 +272,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m services.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object a finding")
     asked = parser.parse_args()
+    with ending():
+        sys.exit(_told(Doctor(load()).findings(), asked.json))
+
+
+def _told(findings: Iterator[Finding], as_json: bool) -> bool:
+    """Print them; whether one forbids trading."""
     found = []
     table = Table(box=None, header_style="bold")
     for name in ("", "what", "found", "mend"):
         table.add_column(name, overflow="fold")
-    for finding in Doctor(load()).findings():
+    for finding in findings:
         found.append(finding)
-        if asked.json:
+        if as_json:
             print(json.dumps(finding._asdict()), flush=True)
         colour = {OK: "green", WARN: "yellow", FAIL: "bold red"}[finding.state]
         table.add_row(f"[{colour}]{finding.state}", finding.what, finding.says, finding.mend)
-    if not asked.json:
+    if not as_json:
         Console(highlight=False, width=None if sys.stdout.isatty() else 130).print(table)
-    sys.exit(any(finding.state == FAIL for finding in found))
+    return any(finding.state == FAIL for finding in found)
 
 
 def _installed(name: str) -> str:

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from shared import messages as msg
 from shared.bus import STREAMS, Bus
-from shared.instrument import decimal_of, entry_qty
+from shared.instrument import decimal_of, entry_qty, least_usdt
 from shared.records import Broken, Records
 from shared.settings import Settings, running
+from shared.terminal import ending
 
 LISTEN_SECONDS = 2.6  # every process speaks each second
 REFUSALS = 5  # shown, newest first
@@ -102,8 +103,8 @@ def _of_instrument(heard: Heard, settings: Settings) -> list[Gate]:
     if price:
         qty, too_small = entry_qty(settings.SIZE_USDT, price, instrument)
         value = f"{qty * price:.2f} USDT" if qty else f"SIZE_USDT {settings.SIZE_USDT:f}"
-        least = max(instrument.min_order_qty * price, instrument.min_notional_value)
-        found.append(Gate("size", value, f"at least {least:.2f} USDT", not too_small))
+        least = least_usdt(price, instrument)
+        found.append(Gate("size", value, f"at least {least:f} USDT", not too_small))
     return found
 
 
@@ -155,9 +156,11 @@ def _of_router(heard: Heard) -> list[Gate]:
     if health is None:
         return [Gate("router", "silent", "speaks each second", None)]
     held = health.counters.get("held_back", 0)
+    waited = f"an order had to wait {held} times since the router's start"
+    ready = "ready" if health.ready else f"not ready ({health.note})"
     return [
-        Gate("router", health.note, "ready", health.ready),
-        Gate("budget", f"{held} orders held back since its start", "for people", True),
+        Gate("router", ready, "ready", health.ready),
+        Gate("budget", waited, "any number: RATE_LIMIT only delays", True),
     ]
 
 
@@ -222,26 +225,16 @@ def main() -> None:
     parser.add_argument("--symbol", required=True, help="for example SOLUSDT")
     parser.add_argument("--at", default="", help="ISO time, UTC: what was so then")
     asked = parser.parse_args()
-    settings, symbol = running(), asked.symbol.upper()
+    with ending():
+        _tell(asked.symbol.upper(), asked.at)
+
+
+def _tell(symbol: str, when: str) -> None:
+    settings = running()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    at = _time(asked.at)
+    at = _time(when, settings)
     if at is None:
-        if not settings.RUN_DIR.is_dir():
-            sys.exit(
-                f"why: nothing runs here: no folder {settings.RUN_DIR}; start it with: make up"
-            )
-        heard = now(settings, symbol)
-        if heard.symbols and symbol not in heard.symbols:
-            sys.exit(f"why: {symbol} is not traded on this exchange")
-        found = gates(heard, settings)
-        table = Table(box=None, header_style="bold")
-        for name in ("", "gate", "is", "allowed"):
-            table.add_column(name)
-        for gate in found:
-            mark = {True: "[green]yes", False: "[red]no", None: "[yellow]?"}[gate.passes]
-            table.add_row(mark, gate.name, gate.value, gate.limit)
-        console.print(table)
-        console.print(f"[bold]{symbol}[/bold] {verdict(found)}")
+        _tell_gates(console, settings, symbol)
     try:
         records = Records(settings.RUN_DIR / "state.db")
         for title, rows in past(records, symbol, at):
@@ -253,14 +246,36 @@ def main() -> None:
         sys.exit(f"why: {settings.RUN_DIR}/state.db: {error}")
 
 
-def _time(text: str) -> datetime | None:
+def _tell_gates(console: Console, settings: Settings, symbol: str) -> None:
+    if not settings.RUN_DIR.is_dir():
+        sys.exit(f"why: nothing runs here: no folder {settings.RUN_DIR}; start it with: make up")
+    heard = now(settings, symbol)
+    if heard.symbols and symbol not in heard.symbols:
+        sys.exit(f"why: {symbol} is not traded on this exchange")
+    found = gates(heard, settings)
+    table = Table(box=None, header_style="bold")
+    for name in ("", "gate", "is", "allowed"):
+        table.add_column(name)
+    for gate in found:
+        mark = {True: "[green]yes", False: "[red]no", None: "[yellow]?"}[gate.passes]
+        table.add_row(mark, gate.name, gate.value, gate.limit)
+    console.print(table)
+    console.print(f"[bold]{symbol}[/bold] {verdict(found)}")
+
+
+def _time(text: str, settings: Settings) -> datetime | None:
+    """In UTC where it says nothing else. A market that runs faster may be ahead of our clock."""
     if not text:
         return None
     try:
         at = datetime.fromisoformat(text)
     except ValueError as error:
         sys.exit(f"why: AT: {error}")
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    fast = settings.BYBIT_ENV == "paper" and settings.PAPER_SPEED > 1
+    if at > datetime.now(UTC) and not fast:
+        sys.exit(f"why: AT: {at:%Y-%m-%dT%H:%M} UTC is in the future")
+    return at
 
 
 def _text(name: str, value: Any) -> str:
