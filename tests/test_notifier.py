@@ -209,6 +209,11 @@ def test_nobody_to_tell_is_a_wrong_setting(tmp_path):
     assert (code, "NOTIFY_URLS: empty" in said) == (2, True)
 
 
+def test_a_test_with_nobody_to_tell_is_one_plain_line(tmp_path):
+    code, said = ended(tmp_path, [], "--test")
+    assert (code, said) == (2, "NOTIFY_URLS: empty: there is nobody to tell\n")
+
+
 def test_the_test_says_for_each_target_whether_it_went(tmp_path, server):
     nobody = f"json://me:{CANARY}@127.0.0.1:{free_port()}"
     urls = [server.url("works"), server.url("fails"), nobody]

@@ -155,9 +155,9 @@ def main() -> None:
     try:
         targets = [Target(number, url) for number, url in enumerate(urls, 1)]
     except ValueError as error:
-        _wrong(str(error))
+        _wrong(str(error), asked.test)
     if not targets:
-        _wrong("empty: there is nobody to tell")
+        _wrong("empty: there is nobody to tell", asked.test)
     if asked.check:
         return
     if asked.test:
@@ -166,8 +166,11 @@ def main() -> None:
     _run(settings, targets, secrets)
 
 
-def _wrong(reason: str) -> None:
-    log.error("wrong_setting NOTIFY_URLS: %s", reason)
+def _wrong(reason: str, for_people: bool) -> None:
+    if for_people:
+        print(f"NOTIFY_URLS: {reason}", file=sys.stderr)
+    else:
+        log.error("wrong_setting NOTIFY_URLS: %s", reason)
     sys.exit(WRONG_SETTING_EXIT)
 
 
