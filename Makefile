@@ -36,7 +36,7 @@ logs: $(RUN) ## follow the logs; SERVICE=router for one of them
 tap: $(RUN) ## watch messages; TOPIC=quote SYMBOL=SOLUSDT COUNT=10 JSON=1
 	@$(PY) -m services.tap $(if $(TOPIC),--topic $(TOPIC)) $(if $(SYMBOL),--symbol $(SYMBOL)) $(if $(COUNT),--count $(COUNT)) $(if $(JSON),--json)
 
-report: $(RUN) ## what was traded, as tables and as one HTML file: SINCE=7d or 2026-01-31
+report: $(RUN) ## what was traded, as tables and as one HTML file: SINCE=7d or 2026-01-31; JSON=1
 	@$(PY) -m services.report $(if $(SINCE),--since $(SINCE)) $(if $(HTML),--html $(HTML)) $(if $(CSV),--csv $(CSV)) $(if $(JSON),--json)
 
 notify-test: $(RUN) ## send one message to every address in NOTIFY_URLS

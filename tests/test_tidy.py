@@ -137,6 +137,31 @@ def test_readme_shows_every_stream_and_every_make_target():
         assert word in readme, word
 
 
+DECIDE_OUTCOMES = {
+    "services/worker/actor.py": ("_gate",),
+    "services/router/orders.py": ("entry_gate", "_adds"),
+    "services/router/actor.py": ("_no_ask",),
+    "services/keeper/ledger.py": ("_refusal",),
+    "services/keeper/actor.py": ("_outcome",),
+}
+"""Functions that return the word for what came of a touched band."""
+
+
+def test_readme_explains_every_outcome():
+    readme = (ROOT / "README.md").read_text()
+    for name, deciders in DECIDE_OUTCOMES.items():
+        functions = [n for n in ast.walk(ast.parse((ROOT / name).read_text())) if _is(n, deciders)]
+        assert len(functions) == len(deciders), name
+        returns = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Return)]
+        words = {x.value for n in returns for x in ast.walk(n) if isinstance(x, ast.Constant)}
+        for word in words - {"", 0, 2}:  # none; and places in a tuple
+            assert f"`{word}`" in readme, word
+
+
+def _is(node, names):
+    return isinstance(node, ast.FunctionDef) and node.name in names
+
+
 def test_no_absolute_paths_or_hosts_of_this_machine():
     words = ("/" + "root/", "/" + "work/", "/" + "tmp/", "/home/")
     for path in (*SOURCES, ROOT / "Makefile", ROOT / "supervisord.conf", ROOT / "README.md"):
