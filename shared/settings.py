@@ -166,6 +166,14 @@ class Settings(BaseSettings):
         away = {urlsplit(address).hostname for address in _pairs(self.BUS_TCP).values()} - LOOPBACK
         if away and not (self.BUS_KEYS and self.BUS_KEYS.is_dir()):
             raise ValueError("BUS_KEYS: tcp beyond this machine needs keys: make bus-keys")
+        if max(self.BAND_PROXIMITY_PCT, self.BAND_OVERSHOOT_PCT) > self.BAND_EXIT_PCT:
+            raise ValueError(
+                "BAND_EXIT_PCT: must not be below BAND_PROXIMITY_PCT, BAND_OVERSHOOT_PCT"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _paper_can(self) -> "Settings":
         if self.BYBIT_ENV == "paper" and self.PAPER_PORT == self.DASHBOARD_PORT:
             raise ValueError(f"DASHBOARD_PORT: {self.PAPER_PORT} is PAPER_PORT, too")
         if self.BYBIT_ENV == "paper" and self.INTERVAL != "1":
@@ -177,10 +185,6 @@ class Settings(BaseSettings):
         if self.PAPER_FEED == "replay" and not self.PAPER_DATA:
             raise ValueError(
                 "PAPER_DATA: a file or folder of klines is needed by PAPER_FEED=replay"
-            )
-        if max(self.BAND_PROXIMITY_PCT, self.BAND_OVERSHOOT_PCT) > self.BAND_EXIT_PCT:
-            raise ValueError(
-                "BAND_EXIT_PCT: must not be below BAND_PROXIMITY_PCT, BAND_OVERSHOOT_PCT"
             )
         return self
 

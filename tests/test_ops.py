@@ -125,6 +125,20 @@ def test_workers_that_die_at_once_end_the_scaling_with_their_reason(
     assert [row["name"] for row in rows] == ["worker-0"]
 
 
+def test_a_scaling_that_is_interrupted_frees_its_slots(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ops.Supervisor, "_rpc", Rpc(worker_0="RUNNING"))
+    monkeypatch.setattr(look, "listen", ctrl_c)
+    (settings.RUN_DIR / "shards.json").write_text('{"0": [0, 1]}')
+    with pytest.raises(KeyboardInterrupt):
+        ops.scaled(settings, 2, "ann", print)
+    assert json.loads((settings.RUN_DIR / "shards.json").read_text()) == {"0": [0, 1]}
+
+
 def test_what_has_ended_is_told_and_no_address_of_a_page_that_is_not_there(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
