@@ -354,6 +354,11 @@ class Noted(Store):
         entries = [o.order_link_id for o, _ in change.orders if o.kind == msg.ENTRY and durable]
         self.session.note(self, begun, durable, row, entries)
 
+    def equity(self, wallet, wall_ms):
+        begun = len(self.session.ops)
+        super().equity(wallet, wall_ms)
+        self.session.note(self, begun, False)
+
     def _do(self, table, values, verb="REPLACE", durable=False):
         begun = len(self.session.ops)
         super()._do(table, values, verb, durable)

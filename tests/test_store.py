@@ -12,7 +12,17 @@ from zlib import crc32
 import pytest
 
 from services.keeper.ledger import Change
-from services.keeper.store import SCHEMA, SCHEMA_VERSION, Store, Unwritable
+from services.keeper.store import (
+    FOR_PEOPLE,
+    FORGOTTEN,
+    OUTCOMES_DAYS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    TABLES,
+    Damaged,
+    Store,
+    Unwritable,
+)
 from shared import messages as msg
 from shared.settings import WrongSetting
 
@@ -298,6 +308,65 @@ def test_a_touch_is_one_row_and_the_word_of_the_ledger_is_final(
             store.outcome(touch(outcome), final)
         found = told(other, "outcomes")
         assert found == [(ID, "AAAUSDT", "Buy", BAR, kept)]
+
+
+DAY_MS = 86_400_000
+SAID = msg.Wallet(Decimal(1), Decimal(1), Decimal(1))
+
+
+def test_outcomes_older_than_a_week_go_with_the_rows_of_equity(path: Path) -> None:
+    week_ms, found = OUTCOMES_DAYS * DAY_MS, []
+    with open_store(path) as store, closing(sqlite3.connect(path)) as other:
+        for at_ms in (0, 1, 60_000, week_ms + 1):
+            row = touch("budget", f"dm-AAAUSDT-{at_ms:x}-B")._replace(bar_start_ms=at_ms)
+            store.outcome(row, final=False)
+        for wall_ms in (1, 2):
+            store.equity(SAID, wall_ms)
+            found.append([row[3] for row in told(other, "outcomes")])
+        assert other.execute("SELECT COUNT(*) FROM equity").fetchone() == (2,)
+    assert found == [[1, 60_000, week_ms + 1]] * 2  # 0 is a week and 1 ms older than the newest
+
+
+def test_no_more_outcomes_go_at_once_than_the_loop_can_wait_for(path: Path) -> None:
+    with open_store(path) as store:
+        with store._transaction(durable=False):
+            for bar in range(FORGOTTEN + 5):
+                row = touch("budget", f"dm-AAAUSDT-{bar:x}-B")._replace(bar_start_ms=bar)
+                store._put("outcomes", row)
+        newest = touch("budget", "dm-AAAUSDT-ffff-B")._replace(bar_start_ms=9 * DAY_MS)
+        store.outcome(newest, final=False)
+        left = []
+        for wall_ms in (1, 2, 3):
+            store.equity(SAID, wall_ms)
+            left.append(len(told(store._db, "outcomes")))
+        assert left == [6, 1, 1]
+
+
+def test_an_end_that_is_told_late_makes_no_other_outcome_older(path: Path) -> None:
+    """The last row may be of an old bar: then nothing goes."""
+    with open_store(path) as store:
+        for at_ms in (8 * DAY_MS, 0):
+            row = touch("filled", f"dm-AAAUSDT-{at_ms:x}-B")._replace(bar_start_ms=at_ms)
+            store.outcome(row, final=True)
+        store.equity(SAID, 1)
+        assert len(told(store._db, "outcomes")) == 2
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_start_verifies_the_rows_that_a_ledger_is_made_of(path: Path, table: str) -> None:
+    """All others are for people, and outcomes alone are millions."""
+    with open_store(path) as store:
+        for write in WRITES.values():
+            write(store)
+        store.write(Change("AAAUSDT", foreign=Decimal(2)), row=2)
+        store._db.execute(f"UPDATE {table} SET crc = crc + 1")
+        assert store._db.execute("SELECT changes()").fetchone()[0] > 0
+    if table in FOR_PEOPLE:
+        with open_store(path) as store:
+            assert store.row() == 2
+    else:
+        with pytest.raises(Damaged, match=f"{table}: .* is not as it was written"):
+            open_store(path)
 
 
 def test_every_touch_has_its_own_row(path: Path) -> None:

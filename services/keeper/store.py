@@ -30,6 +30,15 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
     "modes": (("row", "mode", "reason", "operator", "why", "who", "wall_ms"), 0),
 }
 """Columns, and how many of them, from the first, are the key. Last comes `crc`."""
+FOR_PEOPLE = {"outcomes", "refusals", "equity"}  # no ledger is made of them: a start reads none
+OUTCOMES_DAYS = 7  # of market time
+FORGOTTEN = 1_000  # outcomes at once, in 7 to 30 ms: 500 symbols make 470 a minute at most
+FORGET = f"""
+DELETE FROM outcomes
+WHERE rowid IN (SELECT rowid FROM outcomes ORDER BY rowid LIMIT {FORGOTTEN})
+AND bar_start_ms < (SELECT bar_start_ms FROM outcomes ORDER BY rowid DESC LIMIT 1)
+    - {OUTCOMES_DAYS * 86_400_000}
+"""  # rows lie in the order of their writing: the oldest are found without an index
 SCHEMA = [
     *(
         f"CREATE TABLE {name} ({', '.join(columns)}, crc"
@@ -120,8 +129,10 @@ class Store:
         self._do("refusals", (*head, request.ret_code, request.reason, wall_ms))
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
-        """One snapshot of the account."""
-        self._do("equity", (wall_ms, wallet.total_equity, wallet.total_wallet_balance))
+        """One snapshot of the account; and the oldest outcomes go."""
+        with self._transaction(durable=False):
+            self._put("equity", (wall_ms, wallet.total_equity, wallet.total_wallet_balance))
+            self._db.execute(FORGET)
 
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
@@ -210,16 +221,22 @@ class Store:
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _check(self) -> None:
-        """Raises Damaged where a row is not as it was written."""
-        (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
-        wrong = "" if said == "ok" else said.splitlines()[-1]
+        """Raises Damaged where the file, or a row that a ledger is made of, is not as it was
+        written."""
         made = {sql for (sql,) in self._db.execute("SELECT sql FROM sqlite_master") if sql}
+        wrong = self._said("quick_check(1)")
         wrong = wrong or ("" if made >= set(SCHEMA) else "not the tables that were made")
-        for table in TABLES:
+        for table in [name for name in TABLES if name not in FOR_PEOPLE]:
+            wrong = wrong or self._said(f"integrity_check({table})")
             for *row, crc in self._db.execute(f"SELECT * FROM {table}"):
                 wrong = wrong if _crc(row) == crc else f"{table}: {row[0]} is not as it was written"
         if wrong:
             raise Damaged(f"{self._path}: {wrong}")
+
+    def _said(self, check: str) -> str:
+        """What SQLite finds wrong; empty where it finds nothing."""
+        (said, *_) = self._db.execute(f"PRAGMA {check}").fetchone()
+        return "" if said == "ok" else said.splitlines()[-1]
 
     def _where(self) -> list[int]:
         """Which files it is; 0 where there is none."""
