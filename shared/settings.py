@@ -3,6 +3,7 @@
 Names, units and ranges are documented in `.env.example`; the environment wins over `.env`.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -276,8 +277,10 @@ def changed(settings: Settings) -> list[str]:
 def running() -> Settings:
     """The settings of the bot that runs in RUN_DIR, whatever has become of `.env` since: who wants
     to stop it must be able to. Those of `load` if none was ever started there."""
-    folder = os.environ.get("RUN_DIR") or dotenv_values(".env").get("RUN_DIR") or "run"
-    file = Path(folder) / STARTED_FILE
+    folder = os.environ.get("RUN_DIR")
+    with contextlib.suppress(UnicodeDecodeError, OSError):
+        folder = folder or dotenv_values(".env").get("RUN_DIR")
+    file = Path(folder or "run") / STARTED_FILE
     if not file.exists():
         return load()
     return Settings(_env_file=None, **json.loads(file.read_text()))

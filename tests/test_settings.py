@@ -353,6 +353,9 @@ def test_who_stops_a_running_bot_goes_by_the_settings_it_was_started_with(
     Path(".env").write_text(f"RUN_DIR={tmp_path}\nMAX_SLOTS=9999\nSIZE_USD=10\n")
     monkeypatch.delenv("RUN_DIR", raising=False)
     assert running() == started
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    Path(".env").write_bytes(b"SIZE_USDT=\xff")
+    assert running() == started
     (tmp_path / "started.json").unlink()
     with pytest.raises(SystemExit):
         running()

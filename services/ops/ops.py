@@ -37,9 +37,9 @@ from shared.settings import (
     Settings,
     changed,
     load,
+    public,
     running,
 )
-from shared.settings import public as _public
 from shared.terminal import ending, whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -392,7 +392,7 @@ def _taken(name: str, port: int) -> str:
 
 
 def _start_supervisord(settings: Settings) -> None:
-    (settings.RUN_DIR / STARTED_FILE).write_text(json.dumps(_public(settings)))
+    (settings.RUN_DIR / STARTED_FILE).write_text(json.dumps(public(settings)))
     file = settings.RUN_DIR / SHARDS_FILE
     _write_shards(file, {str(i): [i, settings.SHARDS] for i in range(settings.SHARDS)})
     environment = {
