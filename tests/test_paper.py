@@ -799,7 +799,7 @@ def test_the_door_of_the_bot_trades_here(paper: Served) -> None:
         refusal = wait(msg.OrderRequest, lambda m: m.command == 3)
         assert (refusal.outcome, refusal.ret_code) == ("refused", 110001)
         exchange.send(msg.Fetch("positions"))
-        assert wait(msg.Fetched).rows == (msg.Holding("AAAUSDT", "Buy", Decimal(1)),)
+        assert wait(msg.Fetched).rows == (msg.Holding("AAAUSDT", "Buy", Decimal(1), Decimal(100)),)
 
 
 def test_the_door_of_the_bot_hears_the_market(tmp_path: Path) -> None:
