@@ -156,7 +156,7 @@ def has_equity(row: Any) -> bool:
     """Is this row of the account that trades, and does it tell what it is worth? Other wallets of
     an owner come with empty numbers, which are no loss of everything."""
     unified = row.get("accountType", "UNIFIED") == "UNIFIED"
-    return unified and Decimal(row["totalEquity"] or 0) > 0
+    return unified and Decimal(row["totalEquity"] or 0) != 0
 
 
 def tradeable(row: Any) -> bool:

@@ -283,7 +283,12 @@ def running() -> Settings:
     file = Path(folder or "run") / STARTED_FILE
     if not file.exists():
         return load()
-    return Settings(_env_file=None, **json.loads(file.read_text()))
+    started = json.loads(file.read_text())
+    try:
+        return Settings(_env_file=None, **started)
+    except ValidationError as error:  # a file that it names is gone by now
+        gone = {item["loc"][0] for item in error.errors() if item["loc"]}
+        return Settings(_env_file=None, **{k: v for k, v in started.items() if k not in gone})
 
 
 def load(**overrides: Any) -> Settings:
@@ -293,14 +298,9 @@ def load(**overrides: Any) -> Settings:
     was edited since counts at the next start, for all of them.
     """
     if SUPERVISED in os.environ:
-        return Settings(_env_file=None, **overrides)
-    known = Settings.model_fields
-    wrong = [
-        f"{name}: no such setting (environment)"
-        for name in sorted(os.environ)
-        if FAMILIES.match(name) and name not in known
-    ]
-    wrong += _wrong_lines(Path(".env"))
+        wrong, overrides = [], overrides | {"_env_file": None}
+    else:
+        wrong = [*_wrong_names(), *_wrong_lines(Path(".env"))]
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -308,6 +308,15 @@ def load(**overrides: Any) -> Settings:
     if wrong:
         _refuse(wrong)
     return settings
+
+
+def _wrong_names() -> list[str]:
+    """What in the environment looks like a setting, and is none."""
+    return [
+        f"{name}: no such setting (environment)"
+        for name in sorted(os.environ)
+        if FAMILIES.match(name) and name not in Settings.model_fields
+    ]
 
 
 def _wrong_lines(file: Path) -> list[str]:

@@ -1201,3 +1201,16 @@ def test_a_merge_is_a_change_like_any_other() -> None:
     assert book.row == row + 1
     assert book.merge(msg.exit_id(LATER, 0)) == Change()  # once
     assert book.row == row + 1
+
+
+def test_a_younger_word_without_news_is_remembered_and_no_news() -> None:
+    book = Ledger("ledger", Caps(10, 10, 10), MINUTE)
+    book.grant(ask(), "RUN")
+    book.update(said(ENTRY, "New", 0, BAR + 1))
+    known = book.facts()
+    assert book.update(said(ENTRY, "New", 0, BAR + 3)) != Change()
+    assert book.facts() == known
+    late = said(ENTRY, "New", 0, BAR + 2)._replace(price=Decimal(99))
+    assert book.update(late) == Change()
+    book.update(said(ENTRY, "New", 0, BAR + 4)._replace(price=Decimal(99)))
+    assert book.facts() != known

@@ -156,8 +156,9 @@ def test_down_waits_for_a_supervisord_that_no_longer_answers(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ops, "DOWN_SECONDS", 0.0)
-    command = [sys.executable, "-c", "print(flush=True); input()", "supervisord"]
+    command = [sys.executable, "-c", "print(flush=True); input()"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    pipes["env"] = {**os.environ, "RUN_PATH": str(settings.RUN_DIR.absolute())}
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes) as process:
         process.stdout.readline()  # it is there
         (settings.RUN_DIR / "supervisord.pid").write_text(f"{process.pid}\n")

@@ -13,11 +13,13 @@ from services.router.actor import (
     BACKOFF_NS,
     ECHO_NS,
     NO_MONEY,
+    REOPEN_NS,
     REPRICE_MS,
     RETRY_NS,
     SHUT_NS,
     SYMBOL_NS,
     TOO_OFTEN,
+    UNHEARD,
     Router,
 )
 from shared import messages as msg
@@ -1101,3 +1103,49 @@ def test_the_side_of_an_exit_is_opposite_to_its_lot():
     for side in ("Buy", "Sell"):
         router = trading(position(1, [lot(side=side)]))
         assert only(router.tick(T0)).side == opposite(side)
+
+
+# A trade socket that serves nothing, instruments that nobody has yet.
+
+
+def lost(router, count, now_ns):
+    """So many exits go, and nothing is heard of any of them: what is said after that."""
+    lots = [lot(symbol=f"S{number}USDT") for number in range(count)]
+    for number, one in enumerate(lots):
+        router.handle(kline(100.0, one.symbol), now_ns)
+        router.handle(position(number + 2, [one], symbol=one.symbol), now_ns)
+    return router.tick(now_ns + msg.ANSWER_NS)
+
+
+def many(count):
+    return trading(symbols=[NAME, *(f"S{number}USDT" for number in range(count))])
+
+
+def test_commands_that_nobody_answers_open_the_trade_socket_anew():
+    assert of(msg.Rebuild, lost(many(UNHEARD - 1), UNHEARD - 1, T0 + 1)) == []
+    (rebuild,) = of(msg.Rebuild, lost(many(UNHEARD), UNHEARD, T0 + 1))
+    assert rebuild.name == "trade"
+
+
+def test_what_an_old_connection_has_lost_is_not_held_against_the_new_one():
+    router = many(UNHEARD)
+    for up in (False, True):
+        router.handle(msg.Link("trade", up), T0 + 2)
+    assert of(msg.Rebuild, lost(router, UNHEARD, T0 + 1)) == []
+
+
+def test_a_trade_socket_is_opened_anew_once_in_a_while_only():
+    router, seconds = trading(), []
+    for second in range(20):
+        now_ns = T0 + second * 1_000_000_000
+        head = (EXIT_ID, second, "amend", NAME, "Sell", D(1), D(1), "GTC", True, 0, 0)
+        request = msg.OrderRequest(*head)
+        refused = request._replace(outcome="unknown", ret_code=10019)
+        seconds += [second for _ in of(msg.Rebuild, router.handle(refused, now_ns))]
+    assert seconds == [0, REOPEN_NS // 1_000_000_000]
+
+
+def test_an_ingestor_that_knows_no_instrument_yet_takes_none_away():
+    router = trading(position(1, [lot()]))
+    router.handle(msg.Instruments(()), T0)
+    assert commands(router.tick(T0)) == [("create", EXIT_ID, D("101.28"), D(2))]

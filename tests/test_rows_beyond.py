@@ -149,6 +149,20 @@ def test_a_stop_loss_that_found_nobody_to_sell_to_is_followed_by_an_exit():
     assert stage.held(A) == 0
 
 
+def test_a_lot_without_a_stop_loss_is_sold_at_the_mark_where_no_price_is_heard():
+    stage = Theatre(STOP_LOSS_PCT=2.0, **WIDE)
+    stage.fill(A)
+    now = stage.replay.now()
+    for stop in stage.stops(A):
+        stage.venue.matching.end(stop, "Cancelled", "EC_NoImmediateQtyToFill", now.market_ms)
+    stage.venue._flush(now)
+    no_more(stage, A)
+    stage.to(A, "96", 60)
+    assert stage.held(A), "the last price heard is not that old"
+    stage.run(60)
+    assert stage.held(A) == 0
+
+
 def test_a_word_of_rest_that_is_only_younger_is_no_news(monkeypatch):
     """Whether Bybit's two stamps of one change agree, its documents do not say."""
     real = bybit.Rest._orders
@@ -171,6 +185,7 @@ def test_a_wallet_that_tells_no_equity_is_no_loss_of_everything(row):
     numbers = {"totalWalletBalance": "", "totalAvailableBalance": "", "coin": []}
     frame = {"topic": "wallet", "creationTime": 1, "data": [numbers | row]}
     assert bybit.pushed(frame) == []
-    good = {"accountType": "UNIFIED", "totalEquity": "7"}
-    (wallet,) = bybit.pushed(frame | {"data": [numbers | row, numbers | good]})
-    assert wallet.total_equity == 7
+    for equity in ("7", "-7"):
+        good = {"accountType": "UNIFIED", "totalEquity": equity}
+        (wallet,) = bybit.pushed(frame | {"data": [numbers | row, numbers | good]})
+        assert wallet.total_equity == Decimal(equity)

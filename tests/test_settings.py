@@ -376,6 +376,19 @@ def test_what_supervisord_starts_goes_by_the_settings_of_the_start(monkeypatch, 
     assert load() == started.model_copy(update={"WORKER_SLOT": 3})
 
 
+def test_a_file_that_has_gone_since_the_start_is_one_line_and_stops_nobody_from_stopping(
+    monkeypatch, tmp_path, complaints
+):
+    (data := tmp_path / "klines").mkdir()
+    started = Settings(_env_file=None, RUN_DIR=tmp_path, PAPER_DATA=str(data), SIZE_USDT=77)
+    (tmp_path / "started.json").write_text(started.model_dump_json())
+    data.rmdir()
+    monkeypatch.setenv("RUN_DIR", str(tmp_path))
+    assert running() == started.model_copy(update={"PAPER_DATA": ""})
+    (line,) = complaints({SUPERVISED: "yes", **started.environment()})
+    assert line.startswith("settings: PAPER_DATA: no such file")
+
+
 def test_what_differs_from_the_bot_that_was_started_is_named(tmp_path):
     started = Settings(_env_file=None, RUN_DIR=tmp_path, **KEYS)
     (tmp_path / "started.json").write_text(json.dumps(public(started)))

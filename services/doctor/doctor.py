@@ -146,7 +146,7 @@ class Doctor:
         after = time.time()
         if body is None:
             mend = "the network"
-            if self._settings.BYBIT_ENV == "paper":
+            if self._settings.BYBIT_ENV == "paper" and "refused" in error:
                 error, mend = "the paper exchange does not run", "make up, or make paper"
             return Finding("exchange", FAIL, f"{self._where} does not answer: {error}", mend)
         offset_ms = round(body["time"] - (before + after) * 500)

@@ -8,7 +8,7 @@ from shared.messages import History, Kline
 
 RETRY_NS = 3_000_000_000  # before bars that could not be had are asked for again
 SILENT_NS, PUSH_NS = 2_000_000_000, 75_000_000_000  # 500 symbols never pause for 2 s; one may
-JUMP = 2.0  # a price that doubles or halves between two pushes is not believed, but the next is
+JUMP = 2.0  # a price that doubles or halves between two pushes is believed if the next agrees
 CONFIRM_LATE_NS = 5_000_000_000  # a confirm missing this long after the next bar began is fetched
 
 

@@ -26,6 +26,7 @@ SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its e
 RECANCEL_NS = 5_000_000_000
 CANCELS = 0.8  # of RATE_LIMIT, at each tick
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
+MARK_NS = 30_000_000_000  # a mark that old is none
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
 WRONG_TIME = 10002
 EXISTS = 110072  # an order with this id has been made: look what became of it
@@ -77,7 +78,7 @@ class Keeper(Actor):
         self._disk = ""  # why it takes nothing
         self._checked = True  # that the key moves no funds; asked again if nobody answered
         self._said_mode = ("", "")
-        self._router_ns = self._market_ns = self._clock_ns = 0
+        self._router_ns = self._market_ns = self._clock_ns = self._marked_ns = 0
         self._cancelled_ns: dict[str, int] = {}
         self._cancels = max(1, int(CANCELS * settings.RATE_LIMIT))
         self._limits = settings.part(Limits)
@@ -155,6 +156,8 @@ class Keeper(Actor):
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Every position again, then the mode; a round of reconciliation when it is time."""
+        if now_ns - self._marked_ns > MARK_NS:
+            self._ledger.marks = {}
         messages: list[msg.Message] = [
             self._ledger.position(s) for s in sorted(self._ledger.symbols())
         ]
@@ -322,26 +325,27 @@ class Keeper(Actor):
         """The exchange's whole truth, against the ledger: take in what is new, then compare."""
         snapshot, first = self._reconcile.snapshot, int(self._store.noted("born_ms")) < 0
         messages = self._first_look(now_ns) if first else self._adopt_orders(now_ns)
-        row = self._ledger.row
+        known = self._ledger.facts()
         for execution in reversed(snapshot["executions"]):
             messages += self._executed(execution, now_ns)
         if first:
             messages += self._adopt_holdings()
         for update in snapshot["orders"]:
             messages += self._keep(self._ledger.update(update))
-        if self._ledger.row > row and self._rounds:
+        if self._ledger.facts() != known and self._rounds:
             self._suspect_ns = now_ns
         self._rounds += 1
         for wallet in snapshot["wallet"]:
             messages += self._wallet(wallet, now_ns)
         open_ids = {n for o in snapshot["orders"] for n in (o.order_link_id, o.order_id) if n}
-        known = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
-        messages += self._reconcile.unconfirmed(known, open_ids)
+        heard_of = [o for name, o in self._ledger.orders.items() if name not in self._granted_ns]
+        messages += self._reconcile.unconfirmed(heard_of, open_ids)
         holdings = snapshot["positions"]
         differing = self._reconcile.compare(self._ledger.held(), holdings, now_ns)
         if self._reconcile.agreed:  # else an execution may be missing in what was read
             self._note("since_ms", self._until_ms)
         self._ledger.marks = {h.symbol: h.mark_price for h in holdings}
+        self._marked_ns = now_ns
         foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
         messages += self._orphans(snapshot["orders"], now_ns)
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
@@ -350,8 +354,9 @@ class Keeper(Actor):
     def _one_order(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """The exchange's word on one order; its executions come with the next round, or before."""
         name = fetched.ask.order_link_id
+        known = self._ledger.facts()
         messages = [m for row in fetched.rows for m in self._keep(self._ledger.update(row))]
-        if messages and self._rounds > 1:
+        if self._ledger.facts() != known and self._rounds > 1:
             self._suspect_ns = now_ns
         granted_ns = self._granted_ns.get(name, 0)
         if self._reconcile.never_arrived(fetched, granted_ns, now_ns):

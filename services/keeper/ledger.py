@@ -124,7 +124,7 @@ class Ledger:
             updated_ms=said.updated_time_ms,
             reject_reason="" if said.reject_reason == "EC_NoError" else said.reject_reason,
         )
-        if order._replace(updated_ms=known.updated_ms) == self.orders.get(order.order_link_id):
+        if order == self.orders.get(order.order_link_id):
             return Change()
         if order.kind == msg.STOP:
             self._stops[order.order_id] = name
@@ -207,6 +207,10 @@ class Ledger:
     def open_lots(self) -> int:
         """Lots that hold something."""
         return sum(1 for lot in self.lots.values() if lot.bought > lot.sold)
+
+    def facts(self) -> tuple[int, dict[str, msg.Order]]:
+        """All that the exchange has told, but for when: what changes it is news."""
+        return len(self._seen), {name: o._replace(updated_ms=0) for name, o in self.orders.items()}
 
     @property
     def execution_count(self) -> int:

@@ -30,7 +30,7 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
     "modes": (("row", "mode", "reason", "operator", "why", "who", "wall_ms"), 0),
 }
 """Columns, and how many of them, from the first, are the key. Last comes `crc`."""
-FOR_PEOPLE = {"outcomes", "refusals", "equity"}  # no ledger is made of them: a start reads none
+FOR_PEOPLE = {"outcomes", "refusals", "equity"}  # no ledger is made of them: rows go unverified
 OUTCOMES_DAYS = 7  # of market time
 FORGOTTEN = 1_000  # outcomes at once, in 7 to 30 ms: 500 symbols make 470 a minute at most
 FORGET = f"""
@@ -73,8 +73,9 @@ class Store:
     `ledger_id` is that of this ledger in this life: what was said of it before, and perhaps never
     written, does not count.
 
-    Raises Damaged where the file, or a row of it, is not as it was written; WrongSetting where it
-    is not ours, or may not be opened; Unwritable where it cannot be opened now.
+    Raises Damaged where the file, or a row that a ledger is made of, is not as it was written;
+    WrongSetting where it is not ours, or may not be opened; Unwritable where it cannot be opened
+    now.
     """
 
     def __init__(self, path: Path | str, account: str, new_id: str) -> None:

@@ -62,7 +62,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # by no p
 GOES_ON = {
     "up": "what was started goes on: make status, make down",
     "down": "what stops goes on stopping: make status",
-    "scale": "the old workers go on",
+    "scale": "make status shows which workers run",
 }
 GONE = (OSError, HTTPException, xmlrpc.client.Error)
 
@@ -152,7 +152,9 @@ def down(settings: Settings) -> int:
     supervisor = Supervisor(settings.RUN_DIR)
 
     def gone() -> bool:
-        return not supervisor.alive() and not _is_supervisord(_supervisord_pid(settings))
+        return not supervisor.alive() and not _is_supervisord(
+            _supervisord_pid(settings), settings.RUN_DIR
+        )
 
     if gone():
         console.print("nothing runs")
@@ -223,8 +225,8 @@ def _scaled(settings: Settings, shards: int, who: str, say: Callable[[str], None
     new = [slot for slot in range(MAX_SLOTS) if slot not in old][:shards]
     after = {str(slot): [i, shards] for i, slot in enumerate(new)}
     _start_beside(settings, supervisor, after, say)
-    supervisor.stop(old)
     _write_shards(settings.RUN_DIR / SHARDS_FILE, after)
+    supervisor.stop(old)
     done = f"{len(old)} -> {shards} shards, slots {', '.join(map(str, new))}"
     if ask_keeper(settings, msg.Control("", who, done)) is None:
         return f"{done}; the keeper does not answer, so its journal does not tell"
@@ -246,7 +248,7 @@ def _start_beside(
         supervisor.start(new)
         if wrong := _wait_ready(settings, supervisor, {f"worker-{slot}" for slot in new}, say):
             raise Unable(f"{wrong}: the old workers go on")
-    except (Unable, KeyboardInterrupt):
+    except BaseException:
         supervisor.stop(new)
         _write_shards(file, before)
         raise
@@ -526,10 +528,11 @@ def _supervisord_pid(settings: Settings) -> int:
     return 0
 
 
-def _is_supervisord(pid: int) -> bool:
-    """Whether it lives: after a crash the number may be another program's."""
+def _is_supervisord(pid: int, run_dir: Path) -> bool:
+    """Whether ours lives: after a crash the number may be another program's."""
     with contextlib.suppress(OSError):
-        return b"supervisord" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        mine = f"RUN_PATH={run_dir.absolute()}".encode()
+        return mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return False
 
 

@@ -24,9 +24,11 @@ TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
 UNIVERSE_NS = 30_000_000_000  # how often the instruments are asked for again: one may be lost
-PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at
+PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at ...
+STALE_NS = 75_000_000_000  # ... nor any price: Bybit pushes a kline every 1 to 60 s
 RESTARTING = 10019  # says a trade socket that serves no orders any more ...
 UNHEARD = 3  # ... or it says nothing, command after command
+REOPEN_NS = 10_000_000_000  # between two new connections: Bybit counts them
 
 
 class Last(NamedTuple):
@@ -73,7 +75,7 @@ class Router(Actor):
         self._last: dict[str, Last] = {}
         self._mode: msg.Mode | None = None
         self._heard_ns = self._started_ns = self._retried_ns = self._command = 0
-        self._universe_ns = self._unheard = 0
+        self._universe_ns = self._linked_ns = self._reopened_ns = self._unheard = 0
         self._tracks: dict[str, Track] = {}
         self._refused: dict[tuple[str, str], tuple[int, str, str]] = {}
         self._waiting: dict[str, bool] = {}  # symbol: an exit of it was held back
@@ -104,7 +106,7 @@ class Router(Actor):
         if isinstance(message, msg.Grant):
             return self._granted(message, now_ns)
         if isinstance(message, msg.OrderRequest):
-            return [*self._answered(message, now_ns), *self._reopened(message)]
+            return [*self._answered(message, now_ns), *self._restarting(message, now_ns)]
         if isinstance(message, msg.Fetched):
             return self._fetched(message, now_ns)
         return self._learned(message, now_ns)
@@ -144,12 +146,12 @@ class Router(Actor):
             for position in message.positions:
                 self._newer(position)
             return self._mode_said(message.mode, now_ns)
-        if isinstance(message, msg.Instruments):
+        if isinstance(message, msg.Instruments) and message.instruments:
             self._instruments = {row.symbol: row for row in message.instruments}
         elif isinstance(message, msg.Instrument):
             self._instruments[message.symbol] = message
         elif isinstance(message, msg.Link):
-            self._linked = message.up
+            self._linked, self._linked_ns, self._unheard = message.up, now_ns, 0
         elif isinstance(message, msg.NoAnswer) and isinstance(message.request, msg.Ask):
             self._tracks.pop(message.request.order_link_id, None)
         return []
@@ -243,12 +245,18 @@ class Router(Actor):
             track.failures += 1
         return [request]
 
-    def _reopened(self, request: msg.OrderRequest) -> list[msg.Message]:
-        """A trade socket that serves no orders is opened anew; meanwhile they go by REST."""
+    def _restarting(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
+        """Whatever it is, an answer; this one says that only a new connection serves orders."""
         self._unheard = 0 if request.ret_code >= 0 else self._unheard
-        if request.ret_code != RESTARTING:
+        is_over = request.ret_code == RESTARTING
+        return self._reopened(f"{RESTARTING} {request.reason}", now_ns) if is_over else []
+
+    def _reopened(self, why: str, now_ns: int) -> list[msg.Message]:
+        """A trade socket that serves no orders is opened anew; meanwhile they go by REST."""
+        if now_ns - self._reopened_ns < REOPEN_NS:
             return []
-        return [msg.Rebuild("trade", f"{RESTARTING} {request.reason}")]
+        self._reopened_ns, self._unheard = now_ns, 0
+        return [msg.Rebuild("trade", why)]
 
     def _back_off(self, request: msg.OrderRequest, now_ns: int) -> None:
         """After a refusal: a bucket, an entry's symbol, or every entry has to wait."""
@@ -318,11 +326,11 @@ class Router(Actor):
         return messages
 
     def _price(self, position: msg.Position, mode: str, now_ns: int) -> tuple[Decimal | None, int]:
-        """The last price and its market time. What is to be sold whatever it brings goes by the
-        exchange's mark where no price is heard (any more): its symbol may not be followed."""
+        """The last price and its market time; or the exchange's mark, where no price is heard (any
+        more): the symbol of a position may not be followed."""
         known = self._last.get(position.symbol)
         silent_ns = now_ns - known.heard_ns if known else now_ns
-        if mode == msg.FLATTEN and position.mark_price and silent_ns > PRICE_NS:
+        if position.mark_price and silent_ns > (PRICE_NS if mode == msg.FLATTEN else STALE_NS):
             return position.mark_price, (known.ts_ms if known else 0) + silent_ns // 1_000_000
         return (known.price, known.ts_ms) if known else (None, 0)
 
@@ -419,12 +427,11 @@ class Router(Actor):
             if track.request and track.deadline_ns <= now_ns:
                 if isinstance(track.request, msg.OrderRequest) and not track.request.outcome:
                     self.counters["unknown"] += 1
-                    self._unheard += 1
+                    self._unheard += track.request.decided_ns > self._linked_ns
                     messages.append(track.request._replace(outcome="unknown", reason="no answer"))
                 track.request = None
         if self._unheard >= UNHEARD:
-            self._unheard = 0
-            messages.append(msg.Rebuild("trade", f"{UNHEARD} commands without an answer"))
+            messages += self._reopened(f"{UNHEARD} commands without an answer", now_ns)
         live = {order.order_link_id for p in self._positions.values() for order in p.orders}
         live |= {msg.exit_id(x.entry_id, x.exits) for p in self._positions.values() for x in p.lots}
         self._tracks = {
