@@ -243,15 +243,14 @@ def _start_beside(
     are stopped and their slots are free again; raises Unable."""
     file, new = settings.RUN_DIR / SHARDS_FILE, [int(slot) for slot in after]
     before = json.loads(file.read_text())
-    _write_shards(file, before | after)
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(_write_shards, file, before)
+        undo.callback(supervisor.stop, new)
+        _write_shards(file, before | after)
         supervisor.start(new)
         if wrong := _wait_ready(settings, supervisor, {f"worker-{slot}" for slot in new}, say):
             raise Unable(f"{wrong}: the old workers go on")
-    except BaseException:
-        supervisor.stop(new)
-        _write_shards(file, before)
-        raise
+        undo.pop_all()
 
 
 def _wait_ready(
