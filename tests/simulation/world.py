@@ -31,7 +31,7 @@ STEP_MS = 100
 TICK_MS = 1_000
 HEAL_S = 75
 BARS = 20  # that a worker must have as the exchange has them, in the end ...
-LAST_BARS = 2  # ... and whenever it says that an entry may rest
+LAST_BARS = 2  # ... and whenever its bands have a say
 DOUBT_MS = 5_000  # after a difference: between the first clean round and the second
 WISHED_MS = 3_000  # a grant that was given before may still leave
 
@@ -296,7 +296,7 @@ class World:
         self._note(stream, message)
         if isinstance(message, msg.Quote):
             self.quotes[message.symbol] = message
-            if message.zone == msg.ARM:
+            if not message.gate:
                 self._whole(process.actor._symbols[message.symbol].ring, message.symbol)
         elif isinstance(message, msg.Mode):
             self._doubts(message)
@@ -313,7 +313,7 @@ class World:
                 self._push(hearer, (process.name, stream), stream, ("say", message))
 
     def _whole(self, ring, symbol):
-        """No entry rests on bars of which one is missing (V12)."""
+        """Nobody quotes on bars of which one is missing (V12)."""
         ours, theirs = self._compared(ring, symbol, LAST_BARS)
         _same(f"V12 the bars under a quote of {symbol}", ours, theirs)
 
