@@ -152,9 +152,7 @@ def down(settings: Settings) -> int:
     supervisor = Supervisor(settings.RUN_DIR)
 
     def gone() -> bool:
-        return not supervisor.alive() and not _is_supervisord(
-            _supervisord_pid(settings), settings.RUN_DIR
-        )
+        return not supervisor.alive() and not _supervisord_lives(settings.RUN_DIR)
 
     if gone():
         console.print("nothing runs")
@@ -262,9 +260,9 @@ def _wait_ready(
     try:
         while time.monotonic() < until:
             look.listen(bus, 0.2, heard)
-            rows = _rows(settings, supervisor, heard)
-            if dead := [x.name for x in rows if x.name in names and x.state in DEAD]:
-                return f"{dead[0]}: {_last_words(settings, dead[0])}"
+            if dead := names & _dead(supervisor):
+                name = min(dead)
+                return f"{name}: {_last_words(settings, name)}"
             done = sum(heard.healthy(name) for name in names)
             say(f"{done}/{len(names)} workers ready")
             if done == len(names):
@@ -272,6 +270,13 @@ def _wait_ready(
     finally:
         bus.close()
     return f"the new workers were not ready in {SCALE_SECONDS} s"
+
+
+def _dead(supervisor: Supervisor) -> set[str]:
+    """Names of what has ended; none where nobody tells."""
+    with contextlib.suppress(*GONE):
+        return {row["name"] for row in supervisor.processes() if row["statename"] in DEAD}
+    return set()
 
 
 def mode(settings: Settings, wanted: str) -> int:
@@ -400,7 +405,6 @@ def _start_supervisord(settings: Settings) -> None:
         **os.environ,
         **settings.environment(),
         "PYTHON": sys.executable,
-        "RUN_DIR": str(settings.RUN_DIR),
         "RUN_PATH": str(settings.RUN_DIR.absolute()),
         "AUTOSTART_PAPER": str(settings.BYBIT_ENV == "paper").lower(),
         "AUTOSTART_DASHBOARD": str(settings.DASHBOARD_PORT > 0).lower(),
@@ -520,18 +524,11 @@ def _worker_slots(supervisor: Supervisor) -> list[int]:
     return [int(row["name"].split("-")[1]) for row in rows if row["group"] == "worker"]
 
 
-def _supervisord_pid(settings: Settings) -> int:
-    """0 where none is written down."""
+def _supervisord_lives(run_dir: Path) -> bool:
+    """Whether ours does: after a crash the number that it wrote may be another program's."""
     with contextlib.suppress(OSError, ValueError):
-        return int((settings.RUN_DIR / "supervisord.pid").read_text())
-    return 0
-
-
-def _is_supervisord(pid: int, run_dir: Path) -> bool:
-    """Whether ours lives: after a crash the number may be another program's."""
-    with contextlib.suppress(OSError):
-        mine = f"RUN_PATH={run_dir.absolute()}".encode()
-        return mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        pid, mine = int((run_dir / "supervisord.pid").read_text()), f"RUN_PATH={run_dir.absolute()}"
+        return mine.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return False
 
 
