@@ -527,11 +527,10 @@ class World:
         """What the router believes, but for version and mark, which may be older."""
         router, ledger = self.processes["router"].actor, self.processes["keeper"].actor._ledger
         symbols = router._positions.keys() | ledger.symbols()
-        now = {s: ledger.position(s).version for s in symbols}
+        now = {s: ledger.position(s) for s in symbols}
+        moves = {s: {"version": x.version, "mark_price": x.mark_price} for s, x in now.items()}
         empty = msg.Position("", (), (), ())
-        ledger.marks = {}
-        told = {s: router._positions.get(s, empty) for s in symbols}
-        return {s: x._replace(version=now[s], mark_price=D(0)) for s, x in told.items()}
+        return {s: router._positions.get(s, empty)._replace(**moves[s]) for s in symbols}
 
     def _bars(self):
         """The last closed bars of each symbol, open to close: (its worker's, the exchange's). An
