@@ -19,6 +19,10 @@ SEND_NS = 1_000_000_000
 """From an Ask to its create at most: who comes later does not send, and the keeper counts on it."""
 ANSWER_NS = 3_000_000_000
 """A command without an answer is unknown, and the next may go: older ones are not sent."""
+STALE_NS = 75_000_000_000
+"""A price unheard for so long is none: Bybit pushes a kline every 1 to 60 s."""
+UNIVERSE_NS = 30_000_000_000
+"""How often whoever needs the instruments asks for all of them again: what was said may be lost."""
 OUR_ID = re.compile(r"(dm-[^-]+-[0-9a-f]+-[BS])(?:x(\d+)|(s\d*))?")
 MAX_FRAME_BYTES = 2 * 2**20  # the largest honest frame is a FullSet: about 200 kB
 NOT_OURS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
@@ -478,6 +482,12 @@ def parse_id(order_link_id: str) -> tuple[str, int | None] | None:
     if not found:
         return None
     return found[1], int(found[2]) if found[2] else -1 if found[3] else None
+
+
+def entry_of(order_link_id: str) -> str:
+    """The id of the entry that an order of ours belongs to, or is; empty if the id is not ours."""
+    ours = parse_id(order_link_id)
+    return ours[0] if ours else ""
 
 
 def complete(shards: Iterable[str]) -> bool:

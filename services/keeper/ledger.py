@@ -377,7 +377,7 @@ class Ledger:
         spilled = () if lot.entry_id in self.orders else self._spill(lot)
         if spilled:
             lot = spilled[0]
-        working = any((msg.parse_id(name) or ("",))[0] == lot.entry_id for name in self.orders)
+        working = any(msg.entry_of(name) == lot.entry_id for name in self.orders)
         if not working and lot.bought == lot.sold:
             closed_ms = self._traded_ms.pop(lot.entry_id, self.last_execution_ms)
             lot = lot._replace(closed_ms=closed_ms)

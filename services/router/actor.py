@@ -10,6 +10,7 @@ from services.router.touches import Touches
 from shared import messages as msg
 from shared.actor import Actor
 from shared.instrument import decimal_of, entry_qty
+from shared.messages import STALE_NS, UNIVERSE_NS
 from shared.settings import Settings, WrongSetting
 
 ECHO_NS = 2_000_000_000  # an accepted command the keeper does not confirm is looked at again
@@ -23,9 +24,7 @@ NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one f
 TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
-UNIVERSE_NS = 30_000_000_000  # how often the instruments are asked for again: one may be lost
-PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at ...
-STALE_NS = 75_000_000_000  # ... nor any price: Bybit pushes a kline every 1 to 60 s
+PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at
 RESTARTING = 10019  # says a trade socket that serves no orders any more ...
 UNHEARD = 3  # ... or it says nothing, command after command
 REOPEN_NS = 10_000_000_000  # between two new connections: Bybit counts them

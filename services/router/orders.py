@@ -83,7 +83,7 @@ def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[St
             found.append(Step("amend", same, repricing=order.qty == want.qty))
     open_ = {lot.entry_id for lot in position.lots if lot.bought > lot.sold}
     open_ |= {order.order_link_id for order in position.orders if order.kind == msg.ENTRY}
-    guarded = {name for name in stops if (msg.parse_id(name) or ("",))[0] in open_}
+    guarded = {name for name in stops if msg.entry_of(name) in open_}
     gone = [*working.values(), *(stops[name] for name in stops.keys() - guarded)]
     filled = {x.order_link_id for x in gone if x.status == "Filled" or _is_sold(x, position.lots)}
     found += [Step("cancel", Wanted.of(x)) for x in gone if x.order_link_id not in filled]
@@ -199,7 +199,7 @@ def _mode_of(
     if not (rules.stop_loss_pct and last and lot.entry_price):
         return mode
     stops = (order for order in position.orders if order.kind == msg.STOP)
-    rests = any((msg.parse_id(stop.order_link_id) or ("",))[0] == lot.entry_id for stop in stops)
+    rests = any(msg.entry_of(stop.order_link_id) == lot.entry_id for stop in stops)
     lost_pct = HUNDRED * (1 - last / lot.entry_price) * sign(lot.side)
     return msg.FLATTEN if not rests and lost_pct >= decimal_of(rules.stop_loss_pct) else mode
 

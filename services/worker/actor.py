@@ -17,10 +17,9 @@ from services.worker.strategy import (
 )
 from shared import messages as msg
 from shared.actor import Actor
+from shared.messages import STALE_NS, UNIVERSE_NS
 from shared.settings import Settings
 
-STALE_NS = 75_000_000_000  # Bybit pushes a kline every 1 to 60 s
-UNIVERSE_NS = 30_000_000_000  # how often the universe is asked for again
 NO_PUSH = msg.Kline("", 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, False, 0, 0)
 
 
