@@ -323,7 +323,10 @@ class Position(NamedTuple):
 
 
 class Mode(NamedTuple):
-    """RUN, NO_ENTRY, REDUCE_ONLY, CANCEL_ALL or FLATTEN, why, and which symbols are not empty."""
+    """RUN, NO_ENTRY, REDUCE_ONLY, CANCEL_ALL or FLATTEN, why, and which symbols are not empty.
+
+    `router_silent`: the keeper has not heard the router for 10 s, and cancels entries itself.
+    """
 
     version: Version
     mode: str
@@ -331,6 +334,7 @@ class Mode(NamedTuple):
     symbols: tuple[str, ...]
     slots: int = 0
     differences: int = 0
+    router_silent: bool = False
 
 
 class LedgerAsk(NamedTuple):

@@ -481,10 +481,12 @@ def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> N
     assert desk.mode == msg.RUN
     assert cancels_in(desk.tick(1)) == [(other, f"id-{other}")]
     assert (desk.mode, desk.full().mode.reason) == (msg.NO_ENTRY, "the router is silent")
+    assert desk.full().mode.router_silent
     again_s = RECANCEL_NS // SECOND
     assert [len(cancels_in(desk.tick(1))) for _ in range(again_s)] == [0] * (again_s - 1) + [1]
     desk.speaking.append("router")
     assert [m for _ in range(20) for m in cancels_in(desk.tick(1))] == []
+    assert not desk.full().mode.router_silent
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(10, 8), (5, 4), (1, 1)])
@@ -1406,6 +1408,16 @@ def test_a_stop_whose_lot_is_gone_is_cancelled_by_its_own_id() -> None:
     desk.orders = [stop("Untriggered")]
     assert cancels_in(desk.tick(10)) == [(f"{ENTRY}s", f"S-{ENTRY}")]
     assert desk.position().no_entry == ""
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(10, 2), (3, 1)])
+def test_stops_of_lots_that_are_gone_leave_the_router_its_share_of_the_rate(
+    limit: int, at_once: int
+) -> None:
+    desk = Desk(RATE_LIMIT=limit).run()
+    bars = range(BAR, BAR + 4 * MINUTE, MINUTE)
+    desk.orders = [stop("Untriggered", entry=msg.entry_id(SYMBOL, "Buy", at)) for at in bars]
+    assert [len(cancels_in(desk.tick(10))) for _ in range(2)] == [at_once, at_once]
 
 
 def test_a_stop_of_an_open_lot_is_left_to_the_router() -> None:

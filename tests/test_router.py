@@ -78,6 +78,9 @@ def mode(row, *symbols, name="RUN", ledger="ledger"):
     return msg.Mode((ledger, row), name, "", symbols)
 
 
+ALL_GO = mode(2, NAME, name="CANCEL_ALL")
+
+
 def full_set(*positions, name="RUN", row=1, ledger="ledger"):
     symbols = tuple(p.symbol for p in positions)
     return msg.FullSet(positions, msg.Mode((ledger, row), name, "", symbols))
@@ -332,6 +335,37 @@ def test_a_silent_keeper_stops_new_entries_and_nothing_else():
     assert [(action, name[:8]) for action, name, _, _ in commands(said)] == [("create", "dm-YUSDT")]
     router.handle(mode(2, "YUSDT"), late)
     asked(router, quote(ts_ms=2), late)
+
+
+def by_batch(said):
+    """Whether each cancel goes by way of the other bucket."""
+    return [m.batch for m in of(msg.OrderRequest, said) if m.action == "cancel"]
+
+
+def test_the_bucket_of_a_keeper_that_hears_the_router_is_used():
+    router = trading(position(1, orders=[order()]))
+    assert by_batch(router.handle(ALL_GO, T0 + NS)) == [False]
+
+
+def test_a_keeper_that_cancels_entries_itself_has_its_bucket_for_itself():
+    router = trading(position(1, orders=[order()]))
+    router.handle(mode(1, NAME, name="NO_ENTRY")._replace(router_silent=True), T0 + NS)
+    assert by_batch(router.handle(ALL_GO, T0 + 3 * NS - 1)) == [True]
+
+
+def test_two_seconds_after_a_keeper_has_heard_the_router_the_bucket_is_used_again():
+    router = trading(position(1, orders=[order()]))
+    router.handle(mode(1, NAME, name="NO_ENTRY")._replace(router_silent=True), T0 + NS)
+    assert by_batch(router.handle(ALL_GO, T0 + 3 * NS)) == [False]
+
+
+@pytest.mark.parametrize("ticks", [True, False])
+def test_a_router_that_wakes_leaves_the_keeper_its_bucket(ticks):
+    """Whether its tick comes first or what was said while it was asleep."""
+    router = trading(position(1, orders=[order()]))
+    woken_ns = T0 + 12 * NS
+    said = router.tick(woken_ns) if ticks else router.handle(ALL_GO, woken_ns)
+    assert by_batch(said) == [True]
 
 
 # Commands: one in flight, three outcomes.

@@ -24,7 +24,8 @@ EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
-CANCELS = 0.8  # of RATE_LIMIT, at each tick
+CANCELS = 0.8  # of RATE_LIMIT, at each tick: the router leaves the bucket to us
+ORPHANS = 0.2  # of RATE_LIMIT, at each round: what the router leaves of the bucket
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 MARK_NS = 30_000_000_000  # a mark that old is none
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
@@ -80,7 +81,7 @@ class Keeper(Actor):
         self._said_mode = ("", "")
         self._router_ns = self._market_ns = self._clock_ns = self._marked_ns = 0
         self._cancelled_ns: dict[str, int] = {}
-        self._cancels = max(1, int(CANCELS * settings.RATE_LIMIT))
+        self._rate_limit = settings.RATE_LIMIT
         self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
         self._granted_ns: dict[str, int] = {}
@@ -407,7 +408,7 @@ class Keeper(Actor):
     def _orphans(self, orders: Iterable[msg.OrderUpdate], now_ns: int) -> list[msg.Message]:
         """Exits that were given up for lost, and stop losses whose lot is gone: the router does not
         know of them, so they end here."""
-        return [
+        orphans: list[msg.Message] = [
             _cancel(o, o.order_link_id or msg.stop_id(o.parent_order_link_id), now_ns)
             for o in orders
             if _is_ours(o)
@@ -417,10 +418,18 @@ class Keeper(Actor):
                 else o.parent_order_link_id not in self._ledger.lots
             )
         ]
+        return orphans[: self._share(ORPHANS)]
+
+    def _share(self, share: float) -> int:
+        """So much of the exchange's limit on cancels, in orders."""
+        return max(1, int(share * self._rate_limit))
+
+    def _router_silent(self, now_ns: int) -> bool:
+        return now_ns - self._router_ns > SILENT_NS
 
     def _dead_man(self, now_ns: int) -> list[msg.Message]:
         """Nobody minds our entries: cancel them, by id, until they are gone."""
-        if now_ns - self._router_ns <= SILENT_NS:
+        if not self._router_silent(now_ns):
             self._cancelled_ns = {}
             return []
         entries = [
@@ -428,7 +437,7 @@ class Keeper(Actor):
             for order in self._ledger.orders.values()
             if order.kind == msg.ENTRY
             and now_ns - self._cancelled_ns.get(order.order_link_id, 0) >= RECANCEL_NS
-        ][: self._cancels]
+        ][: self._share(CANCELS)]
         self._cancelled_ns |= {order.order_link_id: now_ns for order in entries}
         return [_cancel(order, order.order_link_id, now_ns) for order in entries]
 
@@ -440,7 +449,7 @@ class Keeper(Actor):
             triggers.append(lost)
         if self._disk:
             triggers.append((msg.REDUCE_ONLY, self._disk))
-        if now_ns - self._router_ns > SILENT_NS:
+        if self._router_silent(now_ns):
             triggers.append((msg.NO_ENTRY, "the router is silent"))
         if now_ns - self._market_ns > STALE_NS:
             triggers.append((msg.NO_ENTRY, "market data lost"))
@@ -457,6 +466,7 @@ class Keeper(Actor):
         """The Mode message; a change is written first."""
         mode, reason = self._mode_now(now_ns)
         said = self._ledger.mode(mode, reason, len(self._reconcile.differences))
+        said = said._replace(router_silent=self._router_silent(now_ns))
         if (mode, reason) != self._said_mode or who:
             self._said_mode = (mode, reason)
             self._put(self._store.mode, said, self._operator, who, self._wall_ms())

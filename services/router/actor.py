@@ -20,6 +20,7 @@ BACKOFF_NS = (1_000_000_000, 2_000_000_000, 5_000_000_000, 15_000_000_000, 60_00
 LEVERAGE_NS = 60_000_000_000  # before a symbol whose leverage was refused is tried again
 TOO_SMALL_NS = 3_600_000_000_000  # before a symbol too large for SIZE_USDT is looked at again
 SYMBOL_NS = 60_000_000_000  # before a symbol whose entry was refused gets another one
+YIELD_NS = 2_000_000_000  # since the keeper may last have cancelled our entries itself
 NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one for as long
 TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
@@ -112,6 +113,7 @@ class Router(Actor):
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Deadlines, quotes that ran out, leverage in the background."""
+        self._yield(self._mode, now_ns)
         messages = [*self._overdue(now_ns), *self._ask_again(now_ns), *self._touches.over(now_ns)]
         for symbol in sorted({*self._positions, *self._waiting}):
             messages += self._converge(symbol, now_ns)
@@ -173,6 +175,7 @@ class Router(Actor):
             return [msg.LedgerAsk()]
         if self._mode is None or _older(mode.version, self._mode.version):
             return []
+        self._yield(mode, now_ns)
         changed, self._mode, self._heard_ns = mode.mode != self._mode.mode, mode, now_ns
         for symbol in self._positions.keys() - set(mode.symbols):
             if not _older(mode.version, self._positions[symbol].version):
@@ -181,6 +184,13 @@ class Router(Actor):
         symbols = {*self._positions, *self._quotes} if changed else set()
         nearest = sorted(symbols, key=self._distance)
         return [m for symbol in nearest for m in self._converge(symbol, now_ns)]
+
+    def _yield(self, mode: msg.Mode | None, now_ns: int) -> None:
+        """A keeper that does not hear us cancels our entries itself: the bucket is then its own.
+        Whoever has just woken cannot know until the keeper speaks."""
+        unheard = self._heard_ns and now_ns - self._heard_ns > ACCOUNT_NS
+        if unheard or (mode and mode.router_silent):
+            self._budget.shut("cancel", now_ns + YIELD_NS)
 
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """One-way mode, or leverage 1 of a symbol."""
