@@ -18,6 +18,7 @@ class Disk:
     def __init__(self, folder, chance):
         self._folder, self._chance = Path(folder), chance
         self._image, self._unsynced, self._opened = b"", [], 0
+        self._kept = b""
         self._store = None
         self.intents = set()  # entries whose grant is synced
         self.full = False
@@ -57,6 +58,15 @@ class Disk:
             getattr(store, name)(*ops)
         self._image, self._unsynced = store._db.serialize(), []
         store.close()
+
+    def backup(self):
+        """Somebody copies the file."""
+        self._kept = self._store._db.serialize() if self._store else self._image
+
+    def restore(self):
+        """The copy takes the place of the file, while nobody uses it."""
+        if self._kept:
+            self._image, self._unsynced = self._kept, []
 
     def _leave(self):
         self._store.close()

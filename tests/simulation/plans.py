@@ -74,7 +74,18 @@ def draw(seed, seconds=0):
             make = chance.choices([make for make, _ in kinds.values()], weights)[0]
             acts.append((round(at_s, 1), *make(chance, names)))
         at_s += chance.choice((0, STEP_MS / 1_000, 0.5, 1, 2, 3, 5, 9))
+    acts += _restore(Random(f"restore {seed}"), seconds)
+    acts.sort(key=lambda act: act[0])
     return Plan(seed, symbols, chance.choice((1, 1, 2)), seconds, settings, tuple(acts))
+
+
+def _restore(chance, seconds):
+    """A ledger that is taken from a copy of it."""
+    if chance.random() > 0.1:
+        return ()
+    at_s = round(chance.uniform(10, seconds - 10), 1)
+    back_s = round(at_s + chance.choice((2, 5, 15, 60, 120)), 1)
+    return (at_s, "backup"), (back_s, "restore", chance.choice((1000, 4000)))
 
 
 def _move(chance, names):
