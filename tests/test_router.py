@@ -20,6 +20,7 @@ from services.router.actor import (
     SYMBOL_NS,
     TOO_OFTEN,
     UNHEARD,
+    YIELD_NS,
     Router,
 )
 from shared import messages as msg
@@ -350,22 +351,28 @@ def test_the_bucket_of_a_keeper_that_hears_the_router_is_used():
 def test_a_keeper_that_cancels_entries_itself_has_its_bucket_for_itself():
     router = trading(position(1, orders=[order()]))
     router.handle(mode(1, NAME, name="NO_ENTRY")._replace(router_silent=True), T0 + NS)
-    assert by_batch(router.handle(ALL_GO, T0 + 3 * NS - 1)) == [True]
+    assert by_batch(router.handle(ALL_GO, T0 + NS + YIELD_NS - 1)) == [True]
 
 
 def test_two_seconds_after_a_keeper_has_heard_the_router_the_bucket_is_used_again():
     router = trading(position(1, orders=[order()]))
     router.handle(mode(1, NAME, name="NO_ENTRY")._replace(router_silent=True), T0 + NS)
-    assert by_batch(router.handle(ALL_GO, T0 + 3 * NS)) == [False]
+    assert by_batch(router.handle(ALL_GO, T0 + NS + YIELD_NS)) == [False]
 
 
-@pytest.mark.parametrize("ticks", [True, False])
-def test_a_router_that_wakes_leaves_the_keeper_its_bucket(ticks):
-    """Whether its tick comes first or what was said while it was asleep."""
+@pytest.mark.parametrize(
+    "first",
+    [
+        *(None, ALL_GO, quote("NONE", ts_ms=9), kline(96.0, ts_ms=9_000)),
+        position(2, orders=[order(price="95.4")]),
+    ],
+    ids=["tick", "mode", "quote", "kline", "position"],
+)
+def test_a_router_that_wakes_leaves_the_keeper_its_bucket(first):
+    """Whatever comes first: its tick, or what was said while it was asleep."""
     router = trading(position(1, orders=[order()]))
     woken_ns = T0 + 12 * NS
-    said = router.tick(woken_ns) if ticks else router.handle(ALL_GO, woken_ns)
-    assert by_batch(said) == [True]
+    assert by_batch(router.handle(first, woken_ns) if first else router.tick(woken_ns)) == [True]
 
 
 # Commands: one in flight, three outcomes.

@@ -1,7 +1,9 @@
 """What Bybit does, and the paper exchange never does by itself: nobody may be left with a position
 that nothing sells."""
 
+import sqlite3
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
 
@@ -191,3 +193,37 @@ def test_a_wallet_that_tells_no_equity_is_no_loss_of_everything(row):
         good = {"accountType": "UNIFIED", "totalEquity": equity}
         (wallet,) = bybit.pushed(frame | {"data": [numbers | row, numbers | good]})
         assert wallet.total_equity == Decimal(equity)
+
+
+# An older copy of the ledger.
+
+
+def from_copy(stage, copy, path):
+    """The bot ends, the copy takes the place of its ledger, and it begins again."""
+    stage.replay.keeper._store = SimpleNamespace(_db=copy)
+    stage.restart("keeper", str(path))
+    stage.restart("router")
+
+
+def orders(stage):
+    """What rests at the exchange, but for prices."""
+    return {(o.link_id, o.qty) for symbol in (A, B) for o in stage.at_venue(symbol)}
+
+
+def test_a_ledger_from_a_copy_learns_the_rest_from_the_exchange(tmp_path):
+    """Since the copy: an entry filled whole, one that rests beside its lot, and one elsewhere."""
+    stage, copy = Theatre(**WIDE), sqlite3.connect(":memory:")
+    stage.replay.keeper._store._db.backup(copy)
+    stage.fill(A)
+    stage.run(50)
+    stage.to(A, "99.0", 8)
+    stage.rest(B)
+    assert len(stage.entries(A)) == len(stage.lots(A)) == 1
+    lots, resting = set(stage.ledger.lots), orders(stage)
+    stage.listen()
+    from_copy(stage, copy, tmp_path / "copy.db")
+    stage.run(30)
+    assert (set(stage.ledger.lots), orders(stage)) == (lots, resting)
+    changes = [code for _, path, code in stage.requests if "create" in path or "amend" in path]
+    assert set(changes) <= {0}
+    stage.end()

@@ -24,8 +24,8 @@ EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
-CANCELS = 0.8  # of RATE_LIMIT, at each tick: the router leaves the bucket to us
-ORPHANS = 0.2  # of RATE_LIMIT, at each round: what the router leaves of the bucket
+SECOND_NS = 1_000_000_000  # between two ...
+ALONE, BESIDE = 0.8, 0.2  # ... of our shares of RATE_LIMIT: the router is silent, or uses the rest
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 MARK_NS = 30_000_000_000  # a mark that old is none
 CLOCK_NS = 30_000_000_000  # after a request that came too late or too early
@@ -81,6 +81,8 @@ class Keeper(Actor):
         self._said_mode = ("", "")
         self._router_ns = self._market_ns = self._clock_ns = self._marked_ns = 0
         self._cancelled_ns: dict[str, int] = {}
+        self._swept_ns = 0
+        self._orphans: list[msg.OrderRequest] = []  # that this round has found; each goes once
         self._rate_limit = settings.RATE_LIMIT
         self._limits = settings.part(Limits)
         self._base_profit_pct = decimal_of(settings.BASE_FEE_PCT)
@@ -168,7 +170,7 @@ class Keeper(Actor):
             pause_ns = min(pause_ns, INCOMPLETE_NS)
         if self._reconcile.due(now_ns, pause_ns):
             messages += self._begin(now_ns)
-        messages += [*self._unknowns(now_ns), *self._dead_man(now_ns)]
+        messages += [*self._unknowns(now_ns), *self._sweep(now_ns)]
         self._put(self._store.look)
         if self._suspect_ns and now_ns - self._suspect_ns > DEAF_NS:
             self._suspect_ns = 0
@@ -348,9 +350,11 @@ class Keeper(Actor):
         self._ledger.marks = {h.symbol: h.mark_price for h in holdings}
         self._marked_ns = now_ns
         foreign = {o.symbol for o in snapshot["orders"] if not _is_ours(o)}
-        messages += self._orphans(snapshot["orders"], now_ns)
+        self._orphans = self._orphaned(snapshot["orders"])
         self._ledger.blocked = {**dict.fromkeys(foreign, "foreign_order"), **differing}
-        return [*messages, self._mode(now_ns)]
+        last = {m.symbol: m for m in messages if isinstance(m, msg.Position)}  # no half-taken round
+        others = (m for m in messages if not isinstance(m, msg.Position))
+        return [*last.values(), *others, self._mode(now_ns)]
 
     def _one_order(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
         """The exchange's word on one order; its executions come with the next round, or before."""
@@ -405,11 +409,11 @@ class Keeper(Actor):
                 messages += self._keep(self._ledger.execute(adopted))
         return messages
 
-    def _orphans(self, orders: Iterable[msg.OrderUpdate], now_ns: int) -> list[msg.Message]:
+    def _orphaned(self, orders: Iterable[msg.OrderUpdate]) -> list[msg.OrderRequest]:
         """Exits that were given up for lost, and stop losses whose lot is gone: the router does not
         know of them, so they end here."""
-        orphans: list[msg.Message] = [
-            _cancel(o, o.order_link_id or msg.stop_id(o.parent_order_link_id), now_ns)
+        return [
+            _cancel(o, o.order_link_id or msg.stop_id(o.parent_order_link_id))
             for o in orders
             if _is_ours(o)
             and (
@@ -418,28 +422,30 @@ class Keeper(Actor):
                 else o.parent_order_link_id not in self._ledger.lots
             )
         ]
-        return orphans[: self._share(ORPHANS)]
-
-    def _share(self, share: float) -> int:
-        """So much of the exchange's limit on cancels, in orders."""
-        return max(1, int(share * self._rate_limit))
 
     def _router_silent(self, now_ns: int) -> bool:
         return now_ns - self._router_ns > SILENT_NS
 
-    def _dead_man(self, now_ns: int) -> list[msg.Message]:
-        """Nobody minds our entries: cancel them, by id, until they are gone."""
-        if not self._router_silent(now_ns):
-            self._cancelled_ns = {}
+    def _sweep(self, now_ns: int) -> list[msg.OrderRequest]:
+        """Cancel what nobody minds: orphans, and while the router is silent our entries, by id,
+        until they are gone."""
+        if now_ns - self._swept_ns < SECOND_NS:
             return []
+        silent = self._router_silent(now_ns)
         entries = [
-            order
+            _cancel(order, order.order_link_id)
             for order in self._ledger.orders.values()
-            if order.kind == msg.ENTRY
+            if silent
+            and order.kind == msg.ENTRY
             and now_ns - self._cancelled_ns.get(order.order_link_id, 0) >= RECANCEL_NS
-        ][: self._share(CANCELS)]
-        self._cancelled_ns |= {order.order_link_id: now_ns for order in entries}
-        return [_cancel(order, order.order_link_id, now_ns) for order in entries]
+        ]
+        share = max(1, int((ALONE if silent else BESIDE) * self._rate_limit))
+        found = [r._replace(decided_ns=now_ns) for r in (*self._orphans, *entries)][:share]
+        self._orphans = self._orphans[share:]
+        cancelled = {request.order_link_id: now_ns for request in found}
+        self._cancelled_ns = self._cancelled_ns | cancelled if silent else {}
+        self._swept_ns = now_ns if found else self._swept_ns
+        return found
 
     # The mode: the worst of what the operator wants and what the account allows.
 
@@ -483,10 +489,10 @@ def _is_ours(order: msg.OrderUpdate) -> bool:
     return bool(msg.parse_id(order.order_link_id) or msg.parse_id(order.parent_order_link_id))
 
 
-def _cancel(order: msg.Order | msg.OrderUpdate, name: str, now_ns: int) -> msg.OrderRequest:
+def _cancel(order: msg.Order | msg.OrderUpdate, name: str) -> msg.OrderRequest:
     """The keeper's own cancel: by the id that the exchange gave, which it knows by now."""
     head = (name, 0, "cancel", order.symbol, order.side, order.price, order.qty)
-    return msg.OrderRequest(*head, "", False, 0, now_ns, order_id=order.order_id)
+    return msg.OrderRequest(*head, "", False, 0, 0, order_id=order.order_id)
 
 
 def _touch(order: msg.Order, outcome: str) -> msg.Touch:

@@ -20,10 +20,10 @@ BACKOFF_NS = (1_000_000_000, 2_000_000_000, 5_000_000_000, 15_000_000_000, 60_00
 LEVERAGE_NS = 60_000_000_000  # before a symbol whose leverage was refused is tried again
 TOO_SMALL_NS = 3_600_000_000_000  # before a symbol too large for SIZE_USDT is looked at again
 SYMBOL_NS = 60_000_000_000  # before a symbol whose entry was refused gets another one
-YIELD_NS = 2_000_000_000  # since the keeper may last have cancelled our entries itself
 NO_MONEY = (110004, 110007, 110012, 110044, 110045)  # then no symbol gets one for as long
 TOO_OFTEN, SHUT_NS = (10006, 10429), 1_000_000_000  # the bucket is empty: leave it for a second
 HEDGED = (110024, 110028)  # positions or orders in hedge mode: one-way mode is impossible
+YIELD_NS = 2_000_000_000  # since the keeper may last have cancelled our entries itself
 RETRY_NS = 50_000_000  # how often commands that the budget held back are looked at
 PRICE_NS = 10_000_000_000  # a price unheard for so long is no price to sell everything at
 RESTARTING = 10019  # says a trade socket that serves no orders any more ...
@@ -113,7 +113,6 @@ class Router(Actor):
 
     def tick(self, now_ns: int) -> list[msg.Message]:
         """Deadlines, quotes that ran out, leverage in the background."""
-        self._yield(self._mode, now_ns)
         messages = [*self._overdue(now_ns), *self._ask_again(now_ns), *self._touches.over(now_ns)]
         for symbol in sorted({*self._positions, *self._waiting}):
             messages += self._converge(symbol, now_ns)
@@ -189,7 +188,7 @@ class Router(Actor):
         """A keeper that does not hear us cancels our entries itself: the bucket is then its own.
         Whoever has just woken cannot know until the keeper speaks."""
         unheard = self._heard_ns and now_ns - self._heard_ns > ACCOUNT_NS
-        if unheard or (mode and mode.router_silent):
+        if unheard or (mode is not None and mode.router_silent):
             self._budget.shut("cancel", now_ns + YIELD_NS)
 
     def _fetched(self, fetched: msg.Fetched, now_ns: int) -> list[msg.Message]:
@@ -361,6 +360,8 @@ class Router(Actor):
         if self._too_small(step, symbol):
             track.pause_ns = now_ns + BACKOFF_NS[-1]
             return [_unsent(order, symbol, msg.DUST, now_ns)]
+        if step.action == "cancel":
+            self._yield(self._mode, now_ns)
         bucket = self._budget.take(step.action, now_ns, spends)
         if not bucket:
             if asking:

@@ -31,8 +31,8 @@ class Budget:
             self._limits[bucket] = limit
 
     def shut(self, bucket: str, until_ns: int) -> None:
-        """The exchange has had enough of this bucket."""
-        self._shut_ns[bucket] = until_ns
+        """This bucket is not ours until then: the exchange has had enough, or somebody uses it."""
+        self._shut_ns[bucket] = max(until_ns, self._shut_ns.get(bucket, 0))
 
     def take(self, action: str, now_ns: int, entry: bool = False) -> str:
         """The bucket that has room for one more now, which it uses; empty if none has."""

@@ -70,17 +70,16 @@ def desired(
 
 
 def steps(wanted: list[Wanted], position: msg.Position, rules: Rules) -> list[Step]:
-    """From what rests to what should, most urgent first. Entries match by side, exits by lot."""
+    """From what rests to what should, most urgent first."""
     stops = {order.order_link_id: order for order in position.orders if order.kind == msg.STOP}
-    working = {_key(o): o for o in position.orders if o.order_link_id not in stops}
+    working = {o.order_link_id: o for o in position.orders if o.order_link_id not in stops}
     found: list[Step] = []
     for want in wanted:
-        order = working.pop(_key(want), None)
+        order = working.pop(want.order_link_id, None)
         if order is None:
             found.append(Step("create", want))
         elif order.qty != want.qty or _moved(order, want, rules):
-            same = want._replace(order_link_id=order.order_link_id)
-            found.append(Step("amend", same, repricing=order.qty == want.qty))
+            found.append(Step("amend", want, repricing=order.qty == want.qty))
     open_ = {lot.entry_id for lot in position.lots if lot.bought > lot.sold}
     open_ |= {order.order_link_id for order in position.orders if order.kind == msg.ENTRY}
     guarded = {name for name in stops if msg.entry_of(name) in open_}
@@ -104,7 +103,8 @@ def _entry(
     price = _entry_price(quote, instrument, last)
     if position.foreign_qty or position.no_entry == "foreign_order":
         return None
-    resting = next((order for order in position.orders if order.kind == msg.ENTRY), None)
+    entries = (order for order in position.orders if order.kind == msg.ENTRY)
+    resting = max(entries, key=lambda order: order.qty, default=None)  # 0: not described yet
     if resting:
         if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
             return None
@@ -219,10 +219,6 @@ def _urgency(step: Step) -> int:
     if step.order.kind == msg.EXIT:
         return 1
     return 0 if step.action == "cancel" else 2
-
-
-def _key(order: msg.Order | Wanted) -> str:
-    return order.side if order.kind == msg.ENTRY else order.order_link_id
 
 
 def _is_sold(order: msg.Order, lots: tuple[msg.Lot, ...]) -> bool:

@@ -18,7 +18,7 @@ class Disk:
     def __init__(self, folder, chance):
         self._folder, self._chance = Path(folder), chance
         self._image, self._unsynced, self._opened = b"", [], 0
-        self._kept = b""
+        self._kept, self._known = b"", set()
         self._store = None
         self.intents = set()  # entries whose grant is synced
         self.full = False
@@ -62,11 +62,12 @@ class Disk:
     def backup(self):
         """Somebody copies the file."""
         self._kept = self._store._db.serialize() if self._store else self._image
+        self._known = set(self.intents)
 
     def restore(self):
-        """The copy takes the place of the file, while nobody uses it."""
-        if self._kept:
-            self._image, self._unsynced = self._kept, []
+        """The copy takes the place of the file, while nobody uses it: the intents it lacks."""
+        self._image, self._unsynced = self._kept, []
+        return self.intents - self._known
 
     def _leave(self):
         self._store.close()

@@ -84,6 +84,7 @@ class World:
         self.quotes, self.mode, self.wish_ms = {}, None, None
         self._hash, self._asks, self._disk_until = hashlib.sha256(), 0, 0
         self._marks, self._versions, self._differed = {}, {}, {}
+        self._wished = ()  # by a person, when the copy was made
         self._forgotten = set()  # entries that a ledger from a copy knows nothing of
         self.processes = {}
         self._add("ingestor", lambda: Ingestor(self.settings))
@@ -150,6 +151,9 @@ class World:
                 self._begin(process)
             return
         if self.now_ms < max(process.next_tick_ms, process.frozen_ms):
+            return
+        if process.frozen_ms:  # it wakes: what waited comes before its tick, as in life
+            process.frozen_ms = 0
             return
         process.next_tick_ms = max(process.next_tick_ms + TICK_MS, self.now_ms)
         late = [key for key, (at_ms, _) in process.pending.items() if at_ms <= self.now_ms]
@@ -420,16 +424,18 @@ class World:
 
     def _act_backup(self):
         self.disk.backup()
+        self._wished = (self.wish_ms,)
 
     def _act_restore(self, down_ms):
-        """The keeper begins again with a ledger that knows nothing of what was since."""
-        keeper = self.processes["keeper"]
-        keeper.up_ms = max(keeper.up_ms, self.now_ms + down_ms)
-        if keeper.actor:
-            self._die(keeper)
-        self.disk.restore()
-        self._forgotten |= self.disk.intents  # their bars may be used again; the exchange says no
-        self.wish_ms = None
+        """All ends, and begins again with a ledger that knows nothing of what was since."""
+        if not self._wished:
+            return  # nobody made a copy
+        for process in self.processes.values():
+            process.up_ms = max(process.up_ms, self.now_ms + down_ms)
+            if process.actor:
+                self._die(process)
+        self._forgotten |= self.disk.restore()  # their bars may be used again: the exchange refuses
+        (self.wish_ms,) = self._wished
         self.seen["restore"] += 1
 
     def _act_skew(self, name, ms):
