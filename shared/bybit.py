@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import cache
@@ -39,7 +39,9 @@ BACKOFF_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)  # Bybit bans at 100 connecti
 REST_THREADS = 12  # so that a slow answer does not make a slow backfill
 REST_PACE_SECONDS = 0.011  # between two reads, 90 a second; Bybit bans an IP at 120
 REST_TIMEOUT_SECONDS = 5
-WINDOW_MS = 6 * 86_400_000  # `startTime` alone means seven days from it; older: the last seven
+HANDSHAKE_SECONDS = 5.0
+WINDOW_MS = 6 * 86_400_000  # one read tells of seven days at most ...
+KEPT_MS = 729 * 86_400_000  # ... and all of them of two years
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
 BAD_FRAME = msg.NOT_OURS
@@ -60,6 +62,7 @@ Post = Callable[[Any], None]
 Call = Callable[..., tuple[Any, Any]]
 logging.getLogger("pybit").setLevel(logging.CRITICAL)
 logging.getLogger("websocket").disabled = True  # its errors come back as Link
+websocket.setdefaulttimeout(HANDSHAKE_SECONDS)  # pybit waits for ever for one that never ends
 
 
 class Addresses(NamedTuple):
@@ -339,10 +342,26 @@ class Rest:
     def _executions(self, ask: msg.Fetch) -> Iterable[Any]:
         """Newest first, all since `start_ms`. Without one, as a new ledger asks, the newest ones:
         what came before them is foreign, as is what is older than the exchange tells."""
-        recent = self._clock.wall_ms() - ask.start_ms < WINDOW_MS
-        since = {"startTime": ask.start_ms} if recent else {}
-        rows = self._rows("get_executions", ask.start_ms > 0, limit=100, **since)
-        return [read(msg.Execution, row) for row in rows if ours(row)]
+        found: list[msg.Execution] = []
+        for span in self._spans(ask.start_ms):
+            for row in self._rows("get_executions", ask.start_ms > 0, limit=100, **span):
+                if int(row["execTime"]) < ask.start_ms:
+                    return found
+                if ours(row):
+                    found.append(read(msg.Execution, row))
+        return found
+
+    def _spans(self, start_ms: int) -> Iterator[dict[str, int]]:
+        """What to ask for, until `start_ms` is reached: none is longer than the exchange allows.
+        Without times it tells of the last seven days of its own clock."""
+        now_ms = self._clock.wall_ms()
+        if start_ms and now_ms - start_ms < WINDOW_MS:
+            yield {"startTime": start_ms}
+            return
+        yield {}
+        first_ms = max(start_ms, now_ms - KEPT_MS) if start_ms else now_ms
+        for end_ms in range(now_ms - WINDOW_MS, first_ms, -WINDOW_MS):
+            yield {"startTime": max(first_ms, end_ms - WINDOW_MS), "endTime": end_ms}
 
     def _positions(self, _: msg.Fetch) -> Iterable[Any]:
         rows = self._rows("get_positions", settleCoin="USDT", limit=200)

@@ -3,9 +3,13 @@
 A fake of the wire is a list: what each call of a verb gives, or raises.
 """
 
+import queue
+import socket
 from decimal import Decimal
+from itertools import pairwise
 
 import pytest
+import websocket
 
 from shared import bybit
 from shared import messages as msg
@@ -479,22 +483,49 @@ def test_an_open_order_of_a_dated_future_is_not_ours():
     assert [row.symbol for row in wire.fetch("orders").rows] == ["AUSDT"]
 
 
-@pytest.mark.parametrize(
-    ("age_days", "since"),
-    [(0, True), (5.9, True), (6, False), (300, False)],  # beyond a week a start is refused
-)
-def test_executions_are_read_from_their_start_while_that_is_recent(age_days, since):
-    start_ms = WALL_MS - int(age_days * 86_400_000)
-    wire = Wire(page(EXECUTION, EXECUTION | {"symbol": "APERP"}))
+DAY_MS = 86_400_000
+
+
+def executed(at_ms, symbol="AUSDT"):
+    return EXECUTION | {"symbol": symbol, "execTime": str(at_ms)}
+
+
+@pytest.mark.parametrize("age_days", [0, 5.9])
+def test_executions_are_read_from_their_start_while_that_is_recent(age_days):
+    start_ms = WALL_MS - int(age_days * DAY_MS)
+    wire = Wire(page(executed(start_ms + 1), executed(start_ms + 1, "APERP")))
     assert len(wire.fetch("executions", start_ms=start_ms).rows) == 1
     ((_, terms),) = wire.asked
-    assert terms.get("startTime") == (start_ms if since else None)
+    assert (terms["startTime"], terms.get("endTime")) == (start_ms, None)
+
+
+def test_the_last_week_is_enough_where_it_reaches_back_to_the_start():
+    """As where the exchange's clock is another: it replays the market of a year ago."""
+    start_ms = WALL_MS - 400 * DAY_MS
+    wire = Wire(page(executed(start_ms + 5), executed(start_ms), executed(start_ms - 1)))
+    assert len(wire.fetch("executions", start_ms=start_ms).rows) == 2
+    ((_, terms),) = wire.asked
+    assert not {"startTime", "endTime"} & terms.keys()
+
+
+@pytest.mark.parametrize("age_days", [6, 6.5, 7, 20, 300, 5_000])
+def test_after_weeks_of_absence_every_day_of_two_years_is_read(age_days):
+    """No read is longer than the seven days that the exchange allows, and none leaves a gap."""
+    start_ms = WALL_MS - int(age_days * DAY_MS)
+    wire = Wire(*[page()] * 200)
+    assert wire.fetch("executions", start_ms=start_ms).error == ""
+    spans = [(WALL_MS - 7 * DAY_MS, WALL_MS)]
+    spans += [(terms["startTime"], terms["endTime"]) for _, terms in wire.asked[1:]]
+    assert all(0 < end - since <= 7 * DAY_MS for since, end in spans)
+    assert all(since <= end for (since, _), (_, end) in pairwise(spans))
+    assert spans[-1][0] <= max(start_ms, WALL_MS - 729 * DAY_MS)
+    assert all(since >= WALL_MS - 730 * DAY_MS for since, _ in spans)
 
 
 @pytest.mark.parametrize(("start_ms", "read"), [(0, bybit.MAX_PAGES), (WALL_MS - 1, 0)])
 def test_a_new_ledger_reads_the_newest_of_too_many_executions(start_ms, read):
     """Another ledger would miss some of its own."""
-    wire = Wire(*[page(EXECUTION, cursor="again")] * (bybit.MAX_PAGES + 1))
+    wire = Wire(*[page(executed(WALL_MS), cursor="again")] * (bybit.MAX_PAGES + 1))
     said = wire.fetch("executions", start_ms=start_ms)
     assert (len(said.rows), bool(said.error)) == (read, not read)
 
@@ -568,6 +599,27 @@ def test_the_rights_of_a_key_are_what_it_may_do_with_the_wallet(permissions, row
     wire = Wire({"result": {"permissions": permissions}})
     assert wire.fetch("rights").rows == rows
     assert wire.verbs == ["get_api_key_information"]
+
+
+# The private links.
+
+
+@pytest.mark.parametrize("kind", ["private", "trade"])
+def test_a_handshake_that_is_never_answered_ends(kind):
+    """The kernel takes the connection, and nobody is there: a load balancer without a backend."""
+    heard, usual_s = queue.Queue(), websocket.getdefaulttimeout()
+    assert 0 < usual_s <= 5
+    websocket.setdefaulttimeout(0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+        streams = {"BYBIT_STREAM_URL": url, "BYBIT_REST_URL": "http://127.0.0.1:9"}
+        exchange = bybit.Exchange(Settings(_env_file=None, **streams), heard.put, (kind,))
+        try:
+            links = [heard.get(timeout=10) for _ in range(2)]
+        finally:
+            exchange.close()
+            websocket.setdefaulttimeout(usual_s)
+    assert [(link.name, link.up) for link in links] == [(kind, False)] * 2
 
 
 # Addresses and topics.

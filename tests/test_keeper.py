@@ -12,7 +12,6 @@ from services.keeper.actor import (
     CLOCK_NS,
     INCOMPLETE_NS,
     RECANCEL_NS,
-    SILENT_NS,
     STALE_NS,
     Keeper,
 )
@@ -476,7 +475,7 @@ def test_resting_entries_are_cancelled_when_the_router_is_silent_for_10_s() -> N
     desk.executions, desk.positions = [fill(ENTRY, 10)], [msg.Holding(SYMBOL, "Buy", Decimal(10))]
     desk.tick(1)
     desk.speaking.remove("router")
-    desk.now_ns += SILENT_NS - SECOND
+    desk.now_ns += msg.GONE_NS - SECOND
     assert cancels_in(desk.tick(1)) == []
     assert desk.mode == msg.RUN
     assert cancels_in(desk.tick(1)) == [(other, f"id-{other}")]
@@ -499,7 +498,7 @@ def test_the_dead_mans_cancels_keep_to_the_rate_of_the_exchange(limit: int, at_o
         desk.hear(said(entry, "New", symbol=name))
         desk.orders.append(said(entry, "New", symbol=name))
     desk.speaking.remove("router")
-    desk.now_ns += SILENT_NS
+    desk.now_ns += msg.GONE_NS
     sent = [cancels_in(desk.tick(1)) for _ in range(4)]
     assert [len(found) for found in sent[:2]] == [at_once, at_once]
     different = {name for found in sent for name, _ in found}
@@ -1432,7 +1431,7 @@ def test_a_keeper_that_ticks_faster_cancels_no_more() -> None:
         desk.ask(ask(name))
         desk.hear(said(msg.entry_id(name, "Buy", BAR), "New", symbol=name))
     desk.speaking.remove("router")
-    desk.now_ns += SILENT_NS
+    desk.now_ns += msg.GONE_NS
     sent = [len(cancels_in(desk.tick(0.2))) for _ in range(10)]
     assert [n for n in sent if n] == [8, 8]
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from services.paper import api
 from shared import bybit
 from shared import messages as msg
 from tests.stage import A, B, Theatre
@@ -226,4 +227,71 @@ def test_a_ledger_from_a_copy_learns_the_rest_from_the_exchange(tmp_path):
     assert (set(stage.ledger.lots), orders(stage)) == (lots, resting)
     changes = [code for _, path, code in stage.requests if "create" in path or "amend" in path]
     assert set(changes) <= {0}
+    stage.end()
+
+
+# What nobody hears of.
+
+
+def without_keeper(stage):
+    """It is gone for good: its port answers nothing, and it says nothing."""
+    keeper = stage.replay.keeper
+    keeper.tick = lambda now_ns: []
+    keeper.answer = lambda request, now_ns: []
+    keeper.handle = lambda message, now_ns: []
+
+
+def test_no_entry_rests_where_nobody_would_hear_of_its_fill():
+    stage = Theatre(**WIDE)
+    stage.rest(A)
+    without_keeper(stage)
+    stage.run(9)
+    assert stage.at_venue(A)  # it may only be starting anew
+    stage.run(3)
+    assert not stage.at_venue(A)
+
+
+def test_an_entry_that_rests_unseen_is_ours_again_when_it_is_filled():
+    """Both lists of orders are empty for a while; stream, executions and positions are right."""
+    stage = Theatre(**WIDE)
+    name = stage.rest(A)
+    for path in ("/v5/order/realtime", "/v5/order/history"):
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=25)
+    stage.run(24)
+    assert stage.ledger.slots() == 0
+    stage.to(A, "99.0", 60)
+    assert [lot.entry_id for lot in stage.lots(A)] == [name]
+    assert stage.at_venue(A)
+    stage.end()
+
+
+def test_an_entry_that_rests_unseen_and_is_filled_unheard_is_ours_again():
+    stage = Theatre(**WIDE)
+    name = stage.rest(A)
+    for topic in ("order", "execution"):
+        stage.fault("ws", "drop", kind="private", topic=topic, times=0, for_s=40)
+    for path in ("/v5/order/realtime", "/v5/order/history", "/v5/execution/list"):
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=40)
+    stage.to(A, "99.0", 120)
+    assert [lot.entry_id for lot in stage.lots(A)] == [name]
+    assert stage.at_venue(A)
+    stage.end()
+
+
+def test_an_exit_that_was_filled_weeks_ago_is_heard_of(tmp_path, monkeypatch):
+    """Nobody was there. One read tells of seven days at most; here they are seconds."""
+    monkeypatch.setattr(bybit, "WINDOW_MS", 6_000)
+    monkeypatch.setattr(api, "WEEK_MS", 7_000)
+    stage = Theatre(**WIDE)
+    stage.fill(A)
+    stage.run(15)
+    for path in ("/v5/order", "/v5/execution", "/v5/position", "/v5/account"):
+        stage.fault("http", "drop_before", path=path, times=0, for_s=120)
+    stage.fault("ws", "half_open", kind="private", for_s=120)
+    stage.to(A, "104", 1)
+    assert stage.held(A) == 0
+    stage.to(A, "100", 119)
+    stage.restart("keeper", tmp_path / "state.db")
+    stage.run(60)
+    assert (stage.lots(A), stage.ledger.slots()) == ([], 0)
     stage.end()

@@ -1470,7 +1470,24 @@ def test_history_forgets_what_was_not_filled_after_a_day_and_keeps_what_was(desk
     assert known(23.9) == ["filled", "partly", "cancelled"]
     assert known(24.1) == ["filled", "partly"]
     assert known(7 * 24 - 0.1) == ["filled", "partly"]
-    assert "filled" in known(7 * 24 + 0.1)
+    assert known(7 * 24 + 0.1) == []  # of the last seven days, where no time is asked for
+    long_ago = desk.list("/v5/order/history", startTime=START)
+    assert "filled" in [row["orderLinkId"] for row in long_ago]
+
+
+def test_one_read_tells_of_seven_days_at_most(desk: Desk) -> None:
+    """As `startTime` and `endTime` of Bybit's lists do: one of them alone means a week, too."""
+    desk.made(**taking())
+    week_ms = 7 * 86_400_000
+    desk.at_ms = 2 * week_ms
+    for path in ("/v5/order/history", "/v5/execution/list"):
+        assert desk.list(path) == []
+        assert desk.list(path, startTime=START + week_ms) == []
+        assert desk.list(path, endTime=START - 1) == []
+        for span in ({"startTime": START}, {"endTime": START + week_ms}):
+            assert len(desk.list(path, **span)) == 1
+        both = f"category=linear&startTime={START}&endTime={START + week_ms + 1}"
+        assert desk.answer(desk.raw("GET", path, both))["retCode"] == 10001
 
 
 def test_history_and_executions_are_found_by_what_is_asked(desk: Desk) -> None:

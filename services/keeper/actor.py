@@ -22,7 +22,6 @@ from shared.settings import Settings, WrongSetting, ledger_account
 
 EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
-SILENT_NS = 10_000_000_000  # a router unheard for so long no longer minds its entries
 RECANCEL_NS = 5_000_000_000
 SECOND_NS = 1_000_000_000  # between two ...
 ALONE, BESIDE = 0.8, 0.2  # ... of our shares of RATE_LIMIT: the router is silent, or uses the rest
@@ -34,7 +33,6 @@ EXISTS = 110072  # an order with this id has been made: look what became of it
 DEAF_NS = 1_500_000_000  # a round has brought news, the stream has not said a word since
 INCOMPLETE_NS = 2_000_000_000  # an order has ended, its executions are missing: look again
 NOT_THERE = "not at the exchange"
-GIVEN_UP = f"NotAccepted {NOT_THERE}"
 UNKNOWN_NS = 2_000_000_000  # a grant this old that nothing was heard of is asked for
 
 FROM_STREAM = (msg.Execution, msg.OrderUpdate, msg.Wallet)
@@ -241,9 +239,8 @@ class Keeper(Actor):
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
         """One fill. What was filled beyond its quantity is a limit of ours that was broken."""
         ours = msg.parse_id(execution.order_link_id)
-        given_up = ours and ours[0] not in self._ledger.lots
-        if ours and given_up and self._store.status(ours[0]) == GIVEN_UP:
-            self._adopt({ours[0]}, now_ns)  # it did arrive
+        if ours and ours[0] not in self._ledger.lots and self._given_up(ours[0]):
+            self._adopt({ours[0]}, now_ns)  # it was there
         said = self._keep(self._ledger.execute(execution), execution.recv_ns)
         breach, self._ledger.breach = self._ledger.breach, ""
         return [*said, *(self._stop_by(msg.CANCEL_ALL, breach, now_ns) if breach else ())]
@@ -373,8 +370,12 @@ class Keeper(Actor):
         """Entries with our ids that this ledger never heard of, or had given up for lost: take them
         in, and manage them."""
         entries = _entries(self._reconcile.snapshot["orders"]) - self._ledger.lots.keys()
-        lost = {name for name in entries if self._store.status(name) in ("", GIVEN_UP)}
+        lost = {x for x in entries if not self._store.status(x) or self._given_up(x)}
         return self._adopt(lost, now_ns)
+
+    def _given_up(self, name: str) -> bool:
+        """Whether the exchange's lists lacked an order for so long that it was taken for gone."""
+        return self._store.status(name).endswith(NOT_THERE)
 
     def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
         """Take in entries by their ids; what became of each is then asked for."""
@@ -417,14 +418,14 @@ class Keeper(Actor):
             for o in orders
             if _is_ours(o)
             and (
-                self._store.status(o.order_link_id) == f"Cancelled {NOT_THERE}"
+                self._given_up(o.order_link_id)
                 if o.order_link_id
                 else o.parent_order_link_id not in self._ledger.lots
             )
         ]
 
     def _router_silent(self, now_ns: int) -> bool:
-        return now_ns - self._router_ns > SILENT_NS
+        return now_ns - self._router_ns > msg.GONE_NS
 
     def _sweep(self, now_ns: int) -> list[msg.OrderRequest]:
         """Cancel what nobody minds: orphans, and while the router is silent our entries, by id,

@@ -19,6 +19,7 @@ BATCH_LIMIT = 20
 REALTIME_CLOSED = 500  # closed orders that order/realtime still shows
 HISTORY_LAG_MS = 200  # until order/history knows of an end
 DAY_MS = 86_400_000
+WEEK_MS = 7 * DAY_MS
 
 Answer = Callable[[Params, Now], Row]
 
@@ -248,7 +249,7 @@ class Api:
         """Ended orders: a little late, and those without a fill only for a day."""
         if self._elsewhere(params):
             return _page([], params, 20, 50)
-        since, until = _span(params)
+        since, until = _span(params, now.market_ms)
         keys = {name: params.get(name) for name in ("orderId", "orderLinkId", "orderStatus")}
         orders = [
             order
@@ -277,10 +278,10 @@ class Api:
         page["list"] = [order.row() for order in page["list"]]
         return page
 
-    def _executions(self, params: Params, _: Now) -> Row:
+    def _executions(self, params: Params, now: Now) -> Row:
         if self._elsewhere(params):
             return _page([], params, 50, 100)
-        since, until = _span(params)
+        since, until = _span(params, now.market_ms)
         names = ("symbol", "orderLinkId", "orderId", "execType")
         wanted = {name: params[name] for name in names if params.get(name)}
         if "orderId" in wanted:
@@ -311,10 +312,10 @@ class Api:
             found = [(s, row | {"positionIdx": idx}) for s, row in found for idx in (1, 2)]
         return _page(found, params, 20, 200)
 
-    def _closed_pnl(self, params: Params, _: Now) -> Row:
+    def _closed_pnl(self, params: Params, now: Now) -> Row:
         if self._elsewhere(params):
             return _page([], params, 50, 100)
-        since, until = _span(params)
+        since, until = _span(params, now.market_ms)
         symbol = params.get("symbol")
         found = [
             (place, row)
@@ -449,9 +450,15 @@ def _has_id(params: Params) -> bool:
     return bool(params.get("orderId") or params.get("orderLinkId"))
 
 
-def _span(params: Params) -> tuple[int, int]:
-    """startTime and endTime in ms; everything where they are missing. Raises Refused."""
-    return whole(params, "startTime", 0), whole(params, "endTime", 2**62)
+def _span(params: Params, now_ms: int) -> tuple[int, int]:
+    """startTime and endTime in ms: seven days at most, the last ones where both are missing. Raises
+    Refused."""
+    since, until = whole(params, "startTime", -1), whole(params, "endTime", -1)
+    if since < 0:
+        return (until if until >= 0 else now_ms) - WEEK_MS, until if until >= 0 else 2**62
+    if until - since > WEEK_MS:
+        raise Refused(10001, "params error: the time range cannot exceed 7 days")
+    return since, until if until >= 0 else since + WEEK_MS
 
 
 def _page(keyed: Iterable[tuple[Any, Any]], params: Params, default: int, most: int) -> Row:

@@ -317,8 +317,9 @@ class Router(Actor):
         last, market_ms = self._price(position, mode, now_ns)
         starting = quote is None and now_ns - self._started_ns < self._ttl_ns
         starting = starting and mode in (msg.RUN, msg.NO_ENTRY)
-        if mode == msg.RUN and now_ns - self._heard_ns > ACCOUNT_NS:
-            mode = msg.NO_ENTRY
+        unheard_ns = now_ns - self._heard_ns
+        if mode in (msg.RUN, msg.NO_ENTRY) and unheard_ns > ACCOUNT_NS:
+            mode = msg.REDUCE_ONLY if unheard_ns > msg.GONE_NS else msg.NO_ENTRY
         if instrument is None:  # no grid, no order: only take away what nobody minds
             wanted = [Wanted.of(order) for order in position.orders if order.kind == msg.EXIT]
         else:
