@@ -295,3 +295,45 @@ def test_an_exit_that_was_filled_weeks_ago_is_heard_of(tmp_path, monkeypatch):
     stage.run(60)
     assert (stage.lots(A), stage.ledger.slots()) == ([], 0)
     stage.end()
+
+
+# A change of mind after amends that failed again and again: the last pause is a minute.
+
+
+def failing_amends(stage, symbol, prices):
+    """The exchange answers them with 502 for minutes, then it is well again."""
+    stage.by_rest()
+    stage.fault("http", "status", path="/v5/order/amend", status=502, times=0)
+    for n in range(40):
+        prices(n)
+        stage.run(4)
+    stage.heal()
+
+
+def moved_entries(stage):
+    failing_amends(stage, A, lambda n: stage.quote(A, price=99.4 - n % 2 * 0.2))
+
+
+@pytest.mark.parametrize("mode", [msg.REDUCE_ONLY, msg.CANCEL_ALL])
+def test_a_cancel_does_not_wait_for_amends_that_failed(mode):
+    stage = Theatre(**WIDE)
+    stage.rest(A)
+    moved_entries(stage)
+    stage.operate(mode)
+    stage.until(lambda: not stage.at_venue(A), within=2)
+
+
+def test_nor_does_a_cancel_that_no_mode_asks_for():
+    stage = Theatre(**WIDE)
+    stage.rest(A)
+    moved_entries(stage)
+    stage.to(A, "100.15")
+    stage.until(lambda: not stage.at_venue(A), within=6)
+
+
+def test_flatten_does_not_wait_for_amends_that_failed():
+    stage = Theatre(**WIDE)
+    stage.fill(A)
+    failing_amends(stage, A, lambda n: stage.to(A, "100.4" if n % 2 else "100.3"))
+    stage.operate(msg.FLATTEN)
+    stage.until(lambda: not stage.held(A), within=3)

@@ -42,10 +42,11 @@ class Last(NamedTuple):
 class Track:
     """What is under way for one order: a command until `deadline_ns`, a pause until `pause_ns`."""
 
-    __slots__ = ("batch", "deadline_ns", "failures", "pause_ns", "repriced_ms", "request")
+    __slots__ = ("batch", "deadline_ns", "failed", "failures", "pause_ns", "repriced_ms", "request")
 
     def __init__(self) -> None:
         self.request: Any = None  # OrderRequest or Ask
+        self.failed = ""  # the action that did, `failures` times in a row
         self.batch = False  # it goes by the twin for batches, which has a budget of its own
         self.deadline_ns = self.pause_ns = self.failures = self.repriced_ms = 0
 
@@ -180,6 +181,8 @@ class Router(Actor):
             if not _older(mode.version, self._positions[symbol].version):
                 self._settle(msg.Position(symbol, mode.version, (), ()))
                 del self._positions[symbol]
+        for track in self._tracks.values() if changed else ():
+            track.pause_ns = track.failures = 0  # what is to be done now is another matter
         symbols = {*self._positions, *self._quotes} if changed else set()
         nearest = sorted(symbols, key=self._distance)
         return [m for symbol in nearest for m in self._converge(symbol, now_ns)]
@@ -249,8 +252,9 @@ class Router(Actor):
             track.request, track.deadline_ns, track.failures = request, now_ns + ECHO_NS, 0
         else:
             track.request = None
+            track.failures = track.failures if request.action == track.failed else 0
             track.pause_ns = now_ns + BACKOFF_NS[min(track.failures, len(BACKOFF_NS) - 1)]
-            track.failures += 1
+            track.failed, track.failures = request.action, track.failures + 1
         return [request]
 
     def _restarting(self, request: msg.OrderRequest, now_ns: int) -> list[msg.Message]:
@@ -350,7 +354,8 @@ class Router(Actor):
         order, entry = step.order, step.order.kind == msg.ENTRY
         spends = entry and step.action != "cancel"  # the share of the budget that entries have
         track = self._tracks.setdefault(order.order_link_id, Track())
-        if track.request or now_ns < track.pause_ns:
+        waits = step.action != "cancel" or track.failed == "cancel"  # for what else went wrong
+        if track.request or (waits and now_ns < track.pause_ns):
             return []
         if step.repricing and market_ms - track.repriced_ms < REPRICE_MS:
             return []
