@@ -136,9 +136,10 @@ class Desk:
         return dict(self.rows("SELECT entry_id, outcome FROM outcomes"))
 
     def wallet(self, equity: str) -> str:
-        """The mode after the account was said to hold so much."""
+        """The mode after the account was said twice to hold so much: one reading may be wrong."""
         self.equity = Decimal(equity)
-        self.hear(msg.Wallet(self.equity, self.equity, self.equity))
+        for _ in range(2):
+            self.hear(msg.Wallet(self.equity, self.equity, self.equity))
         return self.mode
 
     def run(self) -> "Desk":
@@ -893,7 +894,9 @@ def test_a_drawdown_flattens_until_a_person_resumes(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     desk = Desk(path, DAILY_LOSS_PCT=0).run()
     assert desk.wallet("920.01") == msg.RUN
-    (_, mode) = desk.hear(msg.Wallet(Decimal(920), Decimal(920), Decimal(920)))
+    low = msg.Wallet(Decimal(920), Decimal(920), Decimal(920))
+    assert desk.hear(low) == [low]
+    (_, mode) = desk.hear(low)
     assert (mode.mode, mode.reason) == (msg.FLATTEN, "drawdown 8.00 % from 1000")  # said at once
     again = Desk(path, DAILY_LOSS_PCT=0)
     assert again.wallet("999") == msg.FLATTEN  # whatever is won back, over a restart and a day
@@ -901,6 +904,14 @@ def test_a_drawdown_flattens_until_a_person_resumes(tmp_path: Path) -> None:
     again.link()
     assert again.wallet("999") == msg.FLATTEN
     assert again.ask(msg.Control(msg.RUN, "ops"))[0].mode != msg.FLATTEN
+
+
+@pytest.mark.parametrize("wrong", ["1", "900", "1090", "100000"])
+def test_one_reading_that_is_wrong_sells_nothing_then_or_later(wrong: str) -> None:
+    desk = Desk().run()
+    for equity in ("1000", wrong, "1000", "1000", "1000"):
+        desk.hear(msg.Wallet(Decimal(equity), Decimal(equity), Decimal(0)))
+        assert desk.mode == msg.RUN
 
 
 def test_who_resumes_after_a_drawdown_has_resumed_over_a_restart_too(tmp_path: Path) -> None:

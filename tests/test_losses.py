@@ -142,6 +142,26 @@ def test_zero_switches_a_limit_off(limits: Limits, lost: tuple[str, str] | None,
     assert losses.trigger() == lost
 
 
+def test_a_clock_that_was_a_year_ahead_once_makes_no_day_last_a_year() -> None:
+    losses = after()
+    losses.seen(Decimal(1000), NOON + 365 * DAY_MS)
+    losses.seen(Decimal(1000), NOON)
+    losses.seen(Decimal(985), NOON)
+    losses.seen(Decimal(985), NOON + DAY_MS)
+    losses.seen(Decimal(960), NOON + DAY_MS)  # 4 % of two days
+    assert losses.trigger() is None
+    losses.seen(Decimal(955), NOON + DAY_MS)
+    assert losses.trigger() == LOST_DAY
+
+
+def test_a_clock_that_steps_back_over_midnight_begins_no_other_day() -> None:
+    losses, midnight = after(), NOON + DAY_MS // 2
+    losses.seen(Decimal(1000), midnight)
+    losses.seen(Decimal(980), midnight - 1)
+    losses.seen(Decimal(970), midnight)
+    assert losses.trigger() == LOST_DAY
+
+
 # Another life.
 
 

@@ -318,7 +318,7 @@ def test_I7_a_daily_loss_reduces_only_until_the_next_utc_day(tmp_path, monkeypat
     stage = Theatre(**(POOR | {"DAILY_LOSS_PCT": 1}))
     stage.rest(B)
     stage.fill(A)
-    stage.to(A, "96.0", 12)  # 5.02 coins lose 3.5 each: 17.6 of 1,000
+    stage.to(A, "96.0", 20)  # two readings; 5.02 coins lose 3.5 each: 17.6 of 1,000
     assert (stage.mode().mode, "daily loss" in stage.mode().reason) == (msg.REDUCE_ONLY, True)
     assert not stage.entries(B)
     assert len(stage.exits(A)) == 1

@@ -15,7 +15,7 @@ from services.keeper.ledger import Change
 from services.keeper.store import (
     FOR_PEOPLE,
     FORGOTTEN,
-    OUTCOMES_DAYS,
+    KEPT_DAYS,
     SCHEMA,
     SCHEMA_VERSION,
     TABLES,
@@ -315,7 +315,7 @@ SAID = msg.Wallet(Decimal(1), Decimal(1), Decimal(1))
 
 
 def test_outcomes_older_than_a_week_go_with_the_rows_of_equity(path: Path) -> None:
-    week_ms, found = OUTCOMES_DAYS * DAY_MS, []
+    week_ms, found = KEPT_DAYS * DAY_MS, []
     with open_store(path) as store, closing(sqlite3.connect(path)) as other:
         for at_ms in (0, 1, 60_000, week_ms + 1):
             row = touch("budget", f"dm-AAAUSDT-{at_ms:x}-B")._replace(bar_start_ms=at_ms)
@@ -325,6 +325,23 @@ def test_outcomes_older_than_a_week_go_with_the_rows_of_equity(path: Path) -> No
             found.append([row[3] for row in told(other, "outcomes")])
         assert other.execute("SELECT COUNT(*) FROM equity").fetchone() == (2,)
     assert found == [[1, 60_000, week_ms + 1]] * 2  # 0 is a week and 1 ms older than the newest
+
+
+def test_orders_that_ended_a_week_ago_go_but_for_those_of_open_lots(path: Path) -> None:
+    """Each that is kept has its use: it rests, or it tells which stop loss was executed."""
+    old = ["dm-AAAUSDT-1-B", "dm-AAAUSDT-2-B", "dm-AAAUSDT-2-Bx0", "dm-AAAUSDT-2-Bs"]
+    kept = ["dm-AAAUSDT-3-S", "dm-AAAUSDT-4-B", "dm-AAAUSDT-4-Bx0", "dm-AAAUSDT-4-Bs"]
+    newest = order("dm-AAAUSDT-ffff-B", bar_start_ms=BAR + KEPT_DAYS * DAY_MS + 1)
+    with open_store(path) as store:
+        for name in old + kept:
+            orders = ((order(name), name == kept[0]),)
+            store.write(Change("AAAUSDT", orders), row=1)
+        lots = (lot("dm-AAAUSDT-2-B", closed_ms=5), lot("dm-AAAUSDT-4-B"))
+        store.write(Change("AAAUSDT", ((newest, False),), lots), row=2)
+        store.equity(SAID, 1)
+        assert [row[0] for row in told(store._db, "orders")] == [*kept, newest.order_link_id]
+    with open_store(path) as store:
+        assert store.used_ms()["AAAUSDT", "Buy"] == newest.bar_start_ms
 
 
 def test_no_more_outcomes_go_at_once_than_the_loop_can_wait_for(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +89,7 @@ class Keeper(Actor):
         self._restarts = Restarts()
         self._until_ms = 0
         self._equity_ns = 0
+        self._equities: deque[Decimal] = deque(maxlen=3)
 
     def start(self, now_ns: int) -> list[msg.Message]:
         """Rebuild the ledger from disk; the first tick asks the exchange what was missed."""
@@ -287,8 +289,12 @@ class Keeper(Actor):
         return self._keep(self._ledger.finish(request.order_link_id, "Refused", reason))
 
     def _wallet(self, wallet: msg.Wallet, now_ns: int) -> list[msg.Message]:
+        """The equity, kept and judged: by the middle one of three, for a single reading that is
+        wrong, up or down, must not sell everything."""
         before = self._losses.trigger()
-        drawdown = self._losses.seen(wallet.total_equity, self._wall_ms())
+        self._equities.append(wallet.total_equity)
+        middle = sorted(self._equities)[len(self._equities) // 2]
+        drawdown = self._losses.seen(middle, self._wall_ms())
         if now_ns - self._equity_ns >= EQUITY_NS or drawdown or self._losses.trigger() != before:
             self._equity_ns = now_ns
             self._put(self._store.equity, wallet, self._wall_ms())

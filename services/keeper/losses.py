@@ -33,7 +33,8 @@ class Losses:
 
     def seen(self, equity: Decimal, wall_ms: int) -> str:
         """Take in the equity; why everything must be sold, or empty."""
-        day, self._last = max(self._day, wall_ms // DAY_MS), equity  # clocks may step back
+        day, self._last = wall_ms // DAY_MS, equity
+        day += day == self._day - 1  # clocks may step back, over midnight, too
         if day != self._day or not self._first:
             self._day, self._first = day, equity
         self._peak = max(self._peak, equity)

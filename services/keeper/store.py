@@ -31,14 +31,20 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 """Columns, and how many of them, from the first, are the key. Last comes `crc`."""
 FOR_PEOPLE = {"outcomes", "refusals", "equity"}  # no ledger is made of them: rows go unverified
-OUTCOMES_DAYS = 7  # of market time
-FORGOTTEN = 1_000  # outcomes at once, in 7 to 30 ms: 500 symbols make 470 a minute at most
-FORGET = f"""
-DELETE FROM outcomes
-WHERE rowid IN (SELECT rowid FROM outcomes ORDER BY rowid LIMIT {FORGOTTEN})
-AND bar_start_ms < (SELECT bar_start_ms FROM outcomes ORDER BY rowid DESC LIMIT 1)
-    - {OUTCOMES_DAYS * 86_400_000}
-"""  # rows lie in the order of their writing: the oldest are found without an index
+KEPT_DAYS = 7  # of market time: outcomes, and orders that have ended
+FORGOTTEN = 1_000  # rows at once, in 7 to 30 ms: 500 symbols make 470 outcomes a minute at most
+OPEN_LOT = "SELECT 1 FROM lots WHERE closed_ms = 0 AND instr(order_link_id, entry_id) = 1"
+FORGET = [
+    f"""
+DELETE FROM {table}
+WHERE rowid IN (SELECT rowid FROM {table} ORDER BY rowid LIMIT {FORGOTTEN})
+AND bar_start_ms < (SELECT bar_start_ms FROM {table} ORDER BY rowid DESC LIMIT 1)
+    - {KEPT_DAYS * 86_400_000}
+AND {which}
+"""
+    for table, which in (("outcomes", 1), ("orders", f"open = 0 AND NOT EXISTS ({OPEN_LOT})"))
+]
+"""Rows lie in the order of their writing: the oldest are found without an index."""
 SCHEMA = [
     *(
         f"CREATE TABLE {name} ({', '.join(columns)}, crc"
@@ -130,10 +136,11 @@ class Store:
         self._do("refusals", (*head, request.ret_code, request.reason, wall_ms))
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
-        """One snapshot of the account; and the oldest outcomes go."""
+        """One snapshot of the account; and the oldest outcomes and orders go."""
         with self._transaction(durable=False):
             self._put("equity", (wall_ms, wallet.total_equity, wallet.total_wallet_balance))
-            self._db.execute(FORGET)
+            for forget in FORGET:
+                self._db.execute(forget)
 
     def mode(self, mode: msg.Mode, operator: tuple[str, str], who: str, wall_ms: int) -> None:
         """A change of mode; and what was asked for, why and by whom."""
@@ -146,7 +153,7 @@ class Store:
         return next(iter(self._db.execute(query)), (msg.RUN, ""))
 
     def status(self, order_link_id: str) -> str:
-        """How an order stands, or ended, in the ledger; empty if it was never in it."""
+        """How an order stands, or ended lately; empty if the ledger knows nothing of it."""
         query = "SELECT status, reject_reason FROM orders WHERE order_link_id = ?"
         found = self._db.execute(query, (order_link_id,)).fetchone()
         return f"{found[0]} {found[1]}".strip() if found else ""
