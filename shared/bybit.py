@@ -41,7 +41,8 @@ REST_PACE_SECONDS = 0.011  # between two reads, 90 a second; Bybit bans an IP at
 REST_TIMEOUT_SECONDS = 5
 HANDSHAKE_SECONDS = 5.0
 WINDOW_MS = 6 * 86_400_000  # one read tells of seven days at most ...
-KEPT_MS = 729 * 86_400_000  # ... and all of them of two years
+KEPT_MS = 729 * 86_400_000  # ... and all of them of two years ...
+WEEK_SECONDS = 0.03  # ... fifty a second at most
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
 BAD_FRAME = msg.NOT_OURS
@@ -344,11 +345,11 @@ class Rest:
         what came before them is foreign, as is what is older than the exchange tells."""
         found: list[msg.Execution] = []
         for span in self._spans(ask.start_ms):
-            for row in self._rows("get_executions", ask.start_ms > 0, limit=100, **span):
-                if int(row["execTime"]) < ask.start_ms:
-                    return found
-                if ours(row):
-                    found.append(read(msg.Execution, row))
+            rows = [*self._rows("get_executions", ask.start_ms > 0, limit=100, **span)]
+            found += [read(msg.Execution, row) for row in rows if ours(row)]
+            if rows and int(rows[-1]["execTime"]) <= ask.start_ms + msg.OVERLAP_MS:
+                break  # the last known one: nothing is missing in between
+            time.sleep(WEEK_SECONDS if span else 0)
         return found
 
     def _spans(self, start_ms: int) -> Iterator[dict[str, int]]:

@@ -21,6 +21,8 @@ ANSWER_NS = 3_000_000_000
 """A command without an answer is unknown, and the next may go: older ones are not sent."""
 STALE_NS = 75_000_000_000
 """A price unheard for so long is none: Bybit pushes a kline every 1 to 60 s."""
+OVERLAP_MS = 60_000
+"""Executions are read again this far back: the last known one, too, and what arrives late."""
 GONE_NS = 10_000_000_000
 """A router or a keeper unheard for so long is gone: the other one cancels the entries."""
 UNIVERSE_NS = 30_000_000_000

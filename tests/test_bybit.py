@@ -502,15 +502,16 @@ def test_executions_are_read_from_their_start_while_that_is_recent(age_days):
 def test_the_last_week_is_enough_where_it_reaches_back_to_the_start():
     """As where the exchange's clock is another: it replays the market of a year ago."""
     start_ms = WALL_MS - 400 * DAY_MS
-    wire = Wire(page(executed(start_ms + 5), executed(start_ms), executed(start_ms - 1)))
+    wire = Wire(page(executed(start_ms + 70_000), executed(start_ms + msg.OVERLAP_MS)))
     assert len(wire.fetch("executions", start_ms=start_ms).rows) == 2
     ((_, terms),) = wire.asked
     assert not {"startTime", "endTime"} & terms.keys()
 
 
 @pytest.mark.parametrize("age_days", [6, 6.5, 7, 20, 300, 5_000])
-def test_after_weeks_of_absence_every_day_of_two_years_is_read(age_days):
+def test_after_weeks_of_absence_every_day_of_two_years_is_read(age_days, monkeypatch):
     """No read is longer than the seven days that the exchange allows, and none leaves a gap."""
+    monkeypatch.setattr(bybit, "WEEK_SECONDS", 0)
     start_ms = WALL_MS - int(age_days * DAY_MS)
     wire = Wire(*[page()] * 200)
     assert wire.fetch("executions", start_ms=start_ms).error == ""

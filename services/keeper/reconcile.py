@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
-from shared.messages import SEND_NS, STOP, Fetch, Fetched, Holding, Order, OrderUpdate
+from shared.messages import OVERLAP_MS, SEND_NS, STOP, Fetch, Fetched, Holding, Order, OrderUpdate
 
 ROUND = ("orders", "executions", "positions", "wallet")
-OVERLAP_MS = 60_000  # executions are read again this far back: they may arrive late
 NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
 MARGIN_NS = 3_000_000_000  # ... and only after SEND_NS, recv_window and this since its grant
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
