@@ -41,7 +41,7 @@ REST_PACE_SECONDS = 0.011  # between two reads, 90 a second; Bybit bans an IP at
 REST_TIMEOUT_SECONDS = 5
 HANDSHAKE_SECONDS = 5.0
 WINDOW_MS = 6 * 86_400_000  # one read tells of seven days at most ...
-KEPT_MS = 729 * 86_400_000  # ... and all of them of two years ...
+KEPT_MS = 400 * 86_400_000  # ... and who was away for longer has to look himself ...
 WEEK_SECONDS = 0.03  # ... fifty a second at most
 MAX_PAGES = 100  # no list we read is longer
 BANNED, BAN_SECONDS = 403, 600  # too many requests of one address: HTTP status, and how long
@@ -258,6 +258,7 @@ class Rest:
     def __init__(self, settings: Settings, call: Call, clock: Clock) -> None:
         self._settings, self._call, self._clock = settings, call, clock
         self._banned_until_ns = 0
+        self._caught_up = False  # with the executions of before this life
 
     def fetch(self, ask: msg.Fetch) -> msg.Fetched:
         """All pages of one read."""
@@ -344,23 +345,26 @@ class Rest:
         """Newest first, all since `start_ms`. Without one, as a new ledger asks, the newest ones:
         what came before them is foreign, as is what is older than the exchange tells."""
         found: list[msg.Execution] = []
-        for span in self._spans(ask.start_ms):
+        caught_up, self._caught_up = self._caught_up, False
+        for span in self._spans(ask.start_ms, caught_up):
             rows = [*self._rows("get_executions", ask.start_ms > 0, limit=100, **span)]
             found += [read(msg.Execution, row) for row in rows if ours(row)]
             if rows and int(rows[-1]["execTime"]) <= ask.start_ms + msg.OVERLAP_MS:
                 break  # the last known one: nothing is missing in between
             time.sleep(WEEK_SECONDS if span else 0)
+        self._caught_up = True
         return found
 
-    def _spans(self, start_ms: int) -> Iterator[dict[str, int]]:
+    def _spans(self, start_ms: int, caught_up: bool) -> Iterator[dict[str, int]]:
         """What to ask for, until `start_ms` is reached: none is longer than the exchange allows.
-        Without times it tells of the last seven days of its own clock."""
+        Without times it tells of the last seven days of its own clock, which is all that can be new
+        to who has read everything once."""
         now_ms = self._clock.wall_ms()
         if start_ms and now_ms - start_ms < WINDOW_MS:
             yield {"startTime": start_ms}
             return
         yield {}
-        first_ms = max(start_ms, now_ms - KEPT_MS) if start_ms else now_ms
+        first_ms = now_ms if caught_up or not start_ms else max(start_ms, now_ms - KEPT_MS)
         for end_ms in range(now_ms - WINDOW_MS, first_ms, -WINDOW_MS):
             yield {"startTime": max(first_ms, end_ms - WINDOW_MS), "endTime": end_ms}
 

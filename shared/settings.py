@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     DRAWDOWN_PCT: float = Field(8.0, ge=0, le=100)
     RATE_LIMIT: int = Field(10, ge=1, le=100_000)
     QUOTE_TTL_MS: int = Field(5_000, ge=1_000, le=600_000)
-    RECONCILE_SECONDS: int = Field(8, ge=2, le=30)
+    RECONCILE_SECONDS: int = Field(8, ge=2, le=20)
 
     RUN_DIR: Path = Path("run")
     BUS_TCP: str = ""

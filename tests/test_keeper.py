@@ -11,6 +11,7 @@ import pytest
 from services.keeper.actor import (
     CLOCK_NS,
     INCOMPLETE_NS,
+    READINGS,
     RECANCEL_NS,
     STALE_NS,
     Keeper,
@@ -136,9 +137,9 @@ class Desk:
         return dict(self.rows("SELECT entry_id, outcome FROM outcomes"))
 
     def wallet(self, equity: str) -> str:
-        """The mode after the account was said twice to hold so much: one reading may be wrong."""
+        """The mode after the account was said so often to hold so much that it counts."""
         self.equity = Decimal(equity)
-        for _ in range(2):
+        for _ in range(READINGS):
             self.hear(msg.Wallet(self.equity, self.equity, self.equity))
         return self.mode
 
@@ -894,7 +895,7 @@ def test_a_drawdown_flattens_until_a_person_resumes(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     desk = Desk(path, DAILY_LOSS_PCT=0).run()
     assert desk.wallet("920.01") == msg.RUN
-    low = msg.Wallet(Decimal(920), Decimal(920), Decimal(920))
+    low = msg.Wallet(Decimal(920), Decimal(920), Decimal(920))  # two of three say so
     assert desk.hear(low) == [low]
     (_, mode) = desk.hear(low)
     assert (mode.mode, mode.reason) == (msg.FLATTEN, "drawdown 8.00 % from 1000")  # said at once
@@ -906,12 +907,21 @@ def test_a_drawdown_flattens_until_a_person_resumes(tmp_path: Path) -> None:
     assert again.ask(msg.Control(msg.RUN, "ops"))[0].mode != msg.FLATTEN
 
 
+@pytest.mark.parametrize("place", range(4))
 @pytest.mark.parametrize("wrong", ["1", "900", "1090", "100000"])
-def test_one_reading_that_is_wrong_sells_nothing_then_or_later(wrong: str) -> None:
-    desk = Desk().run()
-    for equity in ("1000", wrong, "1000", "1000", "1000"):
-        desk.hear(msg.Wallet(Decimal(equity), Decimal(equity), Decimal(0)))
-        assert desk.mode == msg.RUN
+def test_one_reading_that_is_wrong_sells_nothing_then_or_later(
+    wrong: str, place: int, tmp_path: Path
+) -> None:
+    """Neither in the first moments of another life."""
+    path = tmp_path / "state.db"
+    desk = Desk(path).run()
+    desk.wallet("1000")
+    again = desk.restarted(path)
+    readings = [Decimal(1000)] * 6
+    readings[place] = Decimal(wrong)
+    for equity in readings:
+        again.hear(msg.Wallet(equity, equity, Decimal(0)))
+    assert again.run().mode == msg.RUN  # a drawdown and a lost day would stay
 
 
 def test_who_resumes_after_a_drawdown_has_resumed_over_a_restart_too(tmp_path: Path) -> None:
@@ -1436,15 +1446,47 @@ def test_stops_of_lots_that_are_gone_leave_the_router_its_share_of_the_rate(
     assert {theirs for found in sent for _, theirs in found} == {o.order_id for o in desk.orders}
 
 
-def test_a_keeper_that_ticks_faster_cancels_no_more() -> None:
-    desk = Desk(MAX_SLOTS=30, MAX_SYMBOLS=30).run()
-    for name in (f"S{number:02}USDT" for number in range(20)):
+def alone(entries: int) -> Desk:
+    """Entries rest, and the router has been silent for ten seconds."""
+    desk = Desk(MAX_SLOTS=entries, MAX_SYMBOLS=entries).run()
+    for name in (f"S{number:02}USDT" for number in range(entries)):
         desk.ask(ask(name))
         desk.hear(said(msg.entry_id(name, "Buy", BAR), "New", symbol=name))
     desk.speaking.remove("router")
     desk.now_ns += msg.GONE_NS
+    return desk
+
+
+def test_a_keeper_that_ticks_faster_cancels_no_more() -> None:
+    desk = alone(20)
     sent = [len(cancels_in(desk.tick(0.2))) for _ in range(10)]
     assert [n for n in sent if n] == [8, 8]
+
+
+def test_ticks_that_are_a_little_early_or_late_cancel_no_less() -> None:
+    desk = alone(40)
+    early_s = (0.999, 1.001, 0.999, 1.001, 1.0)
+    assert [len(cancels_in(desk.tick(seconds))) for seconds in early_s] == [8] * 5
+
+
+def test_an_entry_that_was_taken_for_gone_with_a_part_filled_is_no_new_lot() -> None:
+    """Its part was sold; what is read again brings none of it back."""
+    desk = Desk().run().granted()
+    desk.hear(said(ENTRY, "New"))
+    desk.hear(fill(ENTRY, 4))
+    desk.hear(said(ENTRY, "PartiallyFilled", 4))
+    desk.executions, desk.positions = [fill(ENTRY, 4)], [msg.Holding(SYMBOL, "Buy", Decimal(4))]
+    for _ in range(6):
+        desk.tick(10)
+    assert desk.position().orders == ()
+    desk.hear(fill(EXIT, 4))
+    desk.hear(said(EXIT, "Filled", 4))
+    desk.executions, desk.positions = [fill(EXIT, 4), fill(ENTRY, 4)], []
+    slots = set()
+    for _ in range(12):
+        desk.tick(10)
+        slots.add(desk.full().mode.slots)
+    assert slots == {0}
 
 
 def test_a_stop_of_an_open_lot_is_left_to_the_router() -> None:

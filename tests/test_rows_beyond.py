@@ -199,6 +199,13 @@ def test_a_wallet_that_tells_no_equity_is_no_loss_of_everything(row):
 # An older copy of the ledger.
 
 
+def silent(actor):
+    """It is gone for good: it answers nothing, and says nothing."""
+    actor.tick = lambda now_ns: []
+    actor.answer = lambda request, now_ns: []
+    actor.handle = lambda message, now_ns: []
+
+
 def from_copy(stage, copy, path):
     """The bot ends, the copy takes the place of its ledger, and it begins again."""
     stage.replay.keeper._store = SimpleNamespace(_db=copy)
@@ -230,21 +237,28 @@ def test_a_ledger_from_a_copy_learns_the_rest_from_the_exchange(tmp_path):
     stage.end()
 
 
+def test_what_was_bought_while_nobody_was_there_is_no_strangers(tmp_path):
+    """The entry was made after the copy, and filled after the end: nothing of it rests."""
+    stage, copy = Theatre(**WIDE), sqlite3.connect(":memory:")
+    stage.replay.keeper._store._db.backup(copy)
+    name = stage.rest(A)
+    silent(stage.replay.keeper)
+    silent(stage.replay.router)
+    stage.to(A, "99.0", 4)
+    from_copy(stage, copy, tmp_path / "copy.db")
+    stage.run(60)
+    assert [lot.entry_id for lot in stage.lots(A)] == [name]
+    assert len(stage.exits(A)) == 1
+    stage.end()
+
+
 # What nobody hears of.
-
-
-def without_keeper(stage):
-    """It is gone for good: its port answers nothing, and it says nothing."""
-    keeper = stage.replay.keeper
-    keeper.tick = lambda now_ns: []
-    keeper.answer = lambda request, now_ns: []
-    keeper.handle = lambda message, now_ns: []
 
 
 def test_no_entry_rests_where_nobody_would_hear_of_its_fill():
     stage = Theatre(**WIDE)
     stage.rest(A)
-    without_keeper(stage)
+    silent(stage.replay.keeper)
     stage.run(9)
     assert stage.at_venue(A)  # it may only be starting anew
     stage.run(3)
@@ -262,6 +276,25 @@ def test_an_entry_that_rests_unseen_is_ours_again_when_it_is_filled():
     stage.to(A, "99.0", 60)
     assert [lot.entry_id for lot in stage.lots(A)] == [name]
     assert stage.at_venue(A)
+    stage.end()
+
+
+def test_the_rest_of_an_entry_that_was_taken_for_gone_with_a_part_filled_is_cancelled():
+    """The part has been sold: what is left of the entry would be nobody's."""
+    stage = Theatre(**WIDE)
+    name = stage.rest(A)
+    stage.fault("match", "partial", symbol=A, share="0.4")
+    stage.fault("venue", "trade", symbol=A, price="99.4", qty="1")
+    stage.run(1)
+    for path in ("/v5/order/realtime", "/v5/order/history"):
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=45)
+    stage.run(45)
+    stage.fault("venue", "trade", symbol=A, price="102.8", qty="100")
+    stage.run(12)
+    assert stage.held(A) == 0
+    assert name not in {order.link_id for order in stage.at_venue(A)}
+    stage.to(A, "99.2", 60)
+    assert not stage.held(A) or stage.at_venue(A)
     stage.end()
 
 

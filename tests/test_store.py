@@ -327,21 +327,20 @@ def test_outcomes_older_than_a_week_go_with_the_rows_of_equity(path: Path) -> No
     assert found == [[1, 60_000, week_ms + 1]] * 2  # 0 is a week and 1 ms older than the newest
 
 
-def test_orders_that_ended_a_week_ago_go_but_for_those_of_open_lots(path: Path) -> None:
-    """Each that is kept has its use: it rests, or it tells which stop loss was executed."""
-    old = ["dm-AAAUSDT-1-B", "dm-AAAUSDT-2-B", "dm-AAAUSDT-2-Bx0", "dm-AAAUSDT-2-Bs"]
-    kept = ["dm-AAAUSDT-3-S", "dm-AAAUSDT-4-B", "dm-AAAUSDT-4-Bx0", "dm-AAAUSDT-4-Bs"]
+def test_entries_that_came_to_nothing_go_with_their_outcomes(path: Path) -> None:
+    """What was filled, and what rests, is kept: reports tell by it why a lot was closed."""
+    names = ["dm-AAAUSDT-1-B", "dm-AAAUSDT-2-B", "dm-AAAUSDT-3-B"]
+    gone, filled, rests = (order(name, cum_exec_qty=Decimal("0.00")) for name in names)
+    filled = filled._replace(cum_exec_qty=Decimal("0.5"))
     newest = order("dm-AAAUSDT-ffff-B", bar_start_ms=BAR + KEPT_DAYS * DAY_MS + 1)
     with open_store(path) as store:
-        for name in old + kept:
-            orders = ((order(name), name == kept[0]),)
-            store.write(Change("AAAUSDT", orders), row=1)
-        lots = (lot("dm-AAAUSDT-2-B", closed_ms=5), lot("dm-AAAUSDT-4-B"))
-        store.write(Change("AAAUSDT", ((newest, False),), lots), row=2)
+        for made in (gone, filled, rests, newest):
+            end = touch("cancelled", made.order_link_id)._replace(bar_start_ms=made.bar_start_ms)
+            ended = ((made, made == rests),)
+            store.write(Change("AAAUSDT", ended, touches=(end,)), row=1)
         store.equity(SAID, 1)
-        assert [row[0] for row in told(store._db, "orders")] == [*kept, newest.order_link_id]
-    with open_store(path) as store:
-        assert store.used_ms()["AAAUSDT", "Buy"] == newest.bar_start_ms
+        assert [row[0] for row in told(store._db, "orders")] == [*names[1:], newest.order_link_id]
+        assert len(told(store._db, "outcomes")) == 1
 
 
 def test_no_more_outcomes_go_at_once_than_the_loop_can_wait_for(path: Path) -> None:
@@ -490,16 +489,16 @@ def test_stops_of_open_lots_come_back_whether_they_have_ended_or_not(path: Path)
         assert store.used_ms() == {("AAAUSDT", "Buy"): BAR}  # a stop uses up no bar
 
 
-def test_how_an_order_stands_or_ended_is_known_for_ever(path: Path) -> None:
+def test_how_an_order_stands_or_ended_is_known(path: Path) -> None:
     with open_store(path) as store:
-        assert store.status(ID) == ""
-        store.write(Change("AAAUSDT", ((order(reject_reason=""), True),)), row=1)
-        assert store.status(ID) == "New"
+        assert store.order(ID) is None
+        store.write(Change("AAAUSDT", ((order(), True),)), row=1)
+        assert store.order(ID) == order()
         ended = order(status="NotAccepted", reject_reason="not at the exchange")
         store.write(Change("AAAUSDT", ((ended, False),)), row=2)
     with open_store(path) as store:
-        assert store.status(ID) == "NotAccepted not at the exchange"
-        assert store.status("dm-AAAUSDT-65-B") == ""
+        assert store.order(ID) == ended
+        assert store.order("dm-AAAUSDT-65-B") is None
 
 
 def test_a_foreign_quantity_is_one_row_which_the_last_one_replaces(path: Path) -> None:

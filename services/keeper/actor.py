@@ -21,10 +21,11 @@ from shared.actor import Actor
 from shared.instrument import decimal_of
 from shared.settings import Settings, WrongSetting, ledger_account
 
+READINGS = 3  # of the equity, before it is judged
 EQUITY_NS = 60_000_000_000
 STALE_NS = 3_000_000_000  # since the ingestor last said that the market speaks
 RECANCEL_NS = 5_000_000_000
-SECOND_NS = 1_000_000_000  # between two ...
+SWEEP_NS = 900_000_000  # between two (a tick may come a little early) ...
 ALONE, BESIDE = 0.8, 0.2  # ... of our shares of RATE_LIMIT: the router is silent, or uses the rest
 UNWRITTEN_LIMIT = 100_000  # writes that wait for the disk; then the process gives up
 MARK_NS = 30_000_000_000  # a mark that old is none
@@ -89,7 +90,7 @@ class Keeper(Actor):
         self._restarts = Restarts()
         self._until_ms = 0
         self._equity_ns = 0
-        self._equities: deque[Decimal] = deque(maxlen=3)
+        self._equities: deque[Decimal] = deque(maxlen=READINGS)
 
     def start(self, now_ns: int) -> list[msg.Message]:
         """Rebuild the ledger from disk; the first tick asks the exchange what was missed."""
@@ -240,9 +241,9 @@ class Keeper(Actor):
 
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
         """One fill. What was filled beyond its quantity is a limit of ours that was broken."""
-        ours = msg.parse_id(execution.order_link_id)
-        if ours and ours[0] not in self._ledger.lots and self._given_up(ours[0]):
-            self._adopt({ours[0]}, now_ns)  # it was there
+        name = execution.order_link_id
+        if self._ledger.is_news(execution) and name in _entries([execution]) and self._lost(name):
+            self._adopt({name}, now_ns)  # it was there
         said = self._keep(self._ledger.execute(execution), execution.recv_ns)
         breach, self._ledger.breach = self._ledger.breach, ""
         return [*said, *(self._stop_by(msg.CANCEL_ALL, breach, now_ns) if breach else ())]
@@ -259,7 +260,7 @@ class Keeper(Actor):
         touch = msg.Touch(ask.order_link_id, *ask[1:4], reason or "order")
         change = change._replace(touches=(touch,))
         if reason:
-            final = not self._store.status(ask.order_link_id)
+            final = not self._store.order(ask.order_link_id)
             self._put(self._store.outcome, touch, final)
             self.counters["refusals"] += 1
             return [msg.Grant(ask.order_link_id, False, reason)]
@@ -289,12 +290,12 @@ class Keeper(Actor):
         return self._keep(self._ledger.finish(request.order_link_id, "Refused", reason))
 
     def _wallet(self, wallet: msg.Wallet, now_ns: int) -> list[msg.Message]:
-        """The equity, kept and judged: by the middle one of three, for a single reading that is
-        wrong, up or down, must not sell everything."""
-        before = self._losses.trigger()
+        """The equity, judged by the middle one of its last readings: a single one that is wrong, up
+        or down, must not sell everything."""
+        before, drawdown = self._losses.trigger(), ""
         self._equities.append(wallet.total_equity)
-        middle = sorted(self._equities)[len(self._equities) // 2]
-        drawdown = self._losses.seen(middle, self._wall_ms())
+        if len(self._equities) == READINGS:
+            drawdown = self._losses.seen(sorted(self._equities)[READINGS // 2], self._wall_ms())
         if now_ns - self._equity_ns >= EQUITY_NS or drawdown or self._losses.trigger() != before:
             self._equity_ns = now_ns
             self._put(self._store.equity, wallet, self._wall_ms())
@@ -375,13 +376,16 @@ class Keeper(Actor):
     def _adopt_orders(self, now_ns: int) -> list[msg.Message]:
         """Entries with our ids that this ledger never heard of, or had given up for lost: take them
         in, and manage them."""
-        entries = _entries(self._reconcile.snapshot["orders"]) - self._ledger.lots.keys()
-        lost = {x for x in entries if not self._store.status(x) or self._given_up(x)}
-        return self._adopt(lost, now_ns)
+        entries = _entries(self._reconcile.snapshot["orders"])
+        return self._adopt({name for name in entries if self._lost(name)}, now_ns)
 
-    def _given_up(self, name: str) -> bool:
-        """Whether the exchange's lists lacked an order for so long that it was taken for gone."""
-        return self._store.status(name).endswith(NOT_THERE)
+    def _lost(self, entry: str) -> bool:
+        """Whether the ledger has no lot of an entry that is not known to have come to nothing: it
+        was never heard of, or taken for gone before anything of it was bought."""
+        if entry in self._ledger.lots:
+            return False
+        order = self._store.order(entry)
+        return order is None or (order.reject_reason == NOT_THERE and not order.cum_exec_qty)
 
     def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
         """Take in entries by their ids; what became of each is then asked for."""
@@ -417,18 +421,20 @@ class Keeper(Actor):
         return messages
 
     def _orphaned(self, orders: Iterable[msg.OrderUpdate]) -> list[msg.OrderRequest]:
-        """Exits that were given up for lost, and stop losses whose lot is gone: the router does not
-        know of them, so they end here."""
+        """Cancels of what the router does not know of."""
         return [
             _cancel(o, o.order_link_id or msg.stop_id(o.parent_order_link_id))
             for o in orders
-            if _is_ours(o)
-            and (
-                self._given_up(o.order_link_id)
-                if o.order_link_id
-                else o.parent_order_link_id not in self._ledger.lots
-            )
+            if _is_ours(o) and self._is_orphan(o)
         ]
+
+    def _is_orphan(self, said: msg.OrderUpdate) -> bool:
+        """Whether an order of ours was taken for gone, or is the stop loss of a lot that is."""
+        if not said.order_link_id:
+            return said.parent_order_link_id not in self._ledger.lots
+        order = self._store.order(said.order_link_id)
+        ended = (order.status, order.reject_reason) if order else ("", "")
+        return ended == ("Cancelled", NOT_THERE)
 
     def _router_silent(self, now_ns: int) -> bool:
         return now_ns - self._router_ns > msg.GONE_NS
@@ -436,7 +442,7 @@ class Keeper(Actor):
     def _sweep(self, now_ns: int) -> list[msg.OrderRequest]:
         """Cancel what nobody minds: orphans, and while the router is silent our entries, by id,
         until they are gone."""
-        if now_ns - self._swept_ns < SECOND_NS:
+        if now_ns - self._swept_ns < SWEEP_NS:
             return []
         silent = self._router_silent(now_ns)
         entries = [

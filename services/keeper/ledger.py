@@ -145,9 +145,13 @@ class Ledger:
         order = order._replace(status=status, reject_reason=reason, cum_exec_qty=filled)
         return self._settled(order, self._lot(order_link_id))
 
+    def is_news(self, execution: msg.Execution) -> bool:
+        """Whether it was not applied yet, and is of this ledger's time."""
+        return execution.exec_id not in self._seen and execution.exec_time_ms > self.born_ms
+
     def execute(self, execution: msg.Execution) -> Change:
         """One fill, applied once. Funding is written, and moves no lot."""
-        if execution.exec_id in self._seen or execution.exec_time_ms <= self.born_ms:
+        if not self.is_news(execution):
             return Change()
         self._note(execution)
         name = self._name(execution)

@@ -31,20 +31,17 @@ TABLES: dict[str, tuple[tuple[str, ...], int]] = {
 }
 """Columns, and how many of them, from the first, are the key. Last comes `crc`."""
 FOR_PEOPLE = {"outcomes", "refusals", "equity"}  # no ledger is made of them: rows go unverified
-KEPT_DAYS = 7  # of market time: outcomes, and orders that have ended
-FORGOTTEN = 1_000  # rows at once, in 7 to 30 ms: 500 symbols make 470 outcomes a minute at most
-OPEN_LOT = "SELECT 1 FROM lots WHERE closed_ms = 0 AND instr(order_link_id, entry_id) = 1"
-FORGET = [
-    f"""
-DELETE FROM {table}
-WHERE rowid IN (SELECT rowid FROM {table} ORDER BY rowid LIMIT {FORGOTTEN})
-AND bar_start_ms < (SELECT bar_start_ms FROM {table} ORDER BY rowid DESC LIMIT 1)
-    - {KEPT_DAYS * 86_400_000}
-AND {which}
-"""
-    for table, which in (("outcomes", 1), ("orders", f"open = 0 AND NOT EXISTS ({OPEN_LOT})"))
-]
-"""Rows lie in the order of their writing: the oldest are found without an index."""
+KEPT_DAYS = 7  # of market time: outcomes, and entries that came to nothing
+FORGOTTEN = 1_000  # outcomes at once, in 7 to 30 ms: 500 symbols make 470 a minute at most
+OLD = f"""
+IN (SELECT entry_id FROM (SELECT * FROM outcomes ORDER BY rowid LIMIT {FORGOTTEN})
+    WHERE bar_start_ms < (SELECT bar_start_ms FROM outcomes ORDER BY rowid DESC LIMIT 1)
+        - {KEPT_DAYS * 86_400_000})
+"""  # rows lie in the order of their writing: the oldest are found without an index
+FORGET = (
+    f"DELETE FROM orders WHERE order_link_id {OLD} AND open = 0 AND CAST(cum_exec_qty AS REAL) = 0",
+    f"DELETE FROM outcomes WHERE entry_id {OLD}",
+)
 SCHEMA = [
     *(
         f"CREATE TABLE {name} ({', '.join(columns)}, crc"
@@ -136,7 +133,7 @@ class Store:
         self._do("refusals", (*head, request.ret_code, request.reason, wall_ms))
 
     def equity(self, wallet: msg.Wallet, wall_ms: int) -> None:
-        """One snapshot of the account; and the oldest outcomes and orders go."""
+        """One snapshot of the account; and what is too old goes."""
         with self._transaction(durable=False):
             self._put("equity", (wall_ms, wallet.total_equity, wallet.total_wallet_balance))
             for forget in FORGET:
@@ -152,11 +149,11 @@ class Store:
         query = "SELECT operator, why FROM modes ORDER BY rowid DESC LIMIT 1"
         return next(iter(self._db.execute(query)), (msg.RUN, ""))
 
-    def status(self, order_link_id: str) -> str:
-        """How an order stands, or ended lately; empty if the ledger knows nothing of it."""
-        query = "SELECT status, reject_reason FROM orders WHERE order_link_id = ?"
+    def order(self, order_link_id: str) -> msg.Order | None:
+        """How an order stands, or ended lately; None if the ledger knows nothing of it."""
+        query = "SELECT * FROM orders WHERE order_link_id = ?"
         found = self._db.execute(query, (order_link_id,)).fetchone()
-        return f"{found[0]} {found[1]}".strip() if found else ""
+        return msg.build(msg.Order, found) if found else None
 
     def note(self, name: str, value: object) -> None:
         """Keep one value, as text, durably: since_ms, born_ms, losses, starts."""

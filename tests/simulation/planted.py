@@ -37,7 +37,7 @@ class Bug(NamedTuple):
 
 BUGS = (
     Bug("an execution counts each time it comes", LEDGER,
-        "execution.exec_id in self._seen or", "False or"),
+        "return execution.exec_id not in self._seen and", "return"),
     Bug("a grant is not synced before it is given", KEEPER,
         "self._keep(change, durable=True)", "self._keep(change)"),
     Bug("an order goes although the disk took no intent", KEEPER,
