@@ -508,9 +508,10 @@ class World:
         self._believed()
 
     def _books(self, ledger):
-        if ledger.slots() > self.settings.MAX_SLOTS + sum(
-            1 for qty in ledger.foreign.values() if qty
-        ):
+        """Nothing is granted beyond the caps (V9); what others did or a copy forgot is on top."""
+        foreign = sum(1 for qty in ledger.foreign.values() if qty)
+        taken_back = len(self._forgotten & ledger.lots.keys())
+        if ledger.slots() > self.settings.MAX_SLOTS + foreign + taken_back:
             raise Breach(f"V9 {ledger.slots()} slots")
 
     def _quiet(self):
