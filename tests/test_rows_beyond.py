@@ -252,6 +252,47 @@ def test_what_was_bought_while_nobody_was_there_is_no_strangers(tmp_path):
     stage.end()
 
 
+READS = ("/v5/order", "/v5/execution", "/v5/position", "/v5/account")
+
+
+def test_a_fill_that_is_faster_than_the_first_look_of_a_new_ledger_is_ours(tmp_path):
+    stage = Theatre(**WIDE)
+    name = stage.rest(A)
+    for path in READS:
+        stage.fault("http", "drop_before", path=path, times=0, for_s=8)
+    stage.replay.keeper._store = SimpleNamespace(_db=sqlite3.connect(":memory:"))
+    stage.restart("keeper", tmp_path / "state.db")
+    stage.run(1)
+    stage.to(A, "99.0", 60)
+    stage.operate(msg.RUN)
+    stage.run(20)
+    assert [lot.entry_id for lot in stage.lots(A)] == [name]
+    assert len(stage.exits(A)) == 1
+    stage.end()
+
+
+def test_an_exit_that_sells_before_its_lot_is_known_takes_nothing_from_another(tmp_path):
+    """A copy knows the first of two lots; the exit of the second fills before the first round."""
+    stage, copy = Theatre(**WIDE | {"BASE_FEE_PCT": 1.0}), sqlite3.connect(":memory:")
+    stage.fill(A)
+    stage.run(3)
+    stage.replay.keeper._store._db.backup(copy)
+    stage.swing(3, A, base="98.8")
+    stage.to(A, "97.5", 70)
+    for path in READS:
+        stage.fault("http", "drop_before", path=path, times=0, for_s=10)
+    from_copy(stage, copy, tmp_path / "copy.db")
+    stage.run(2)
+    second, first = sorted(order.price for order in stage.at_venue(A))
+    stage.fault("venue", "trade", symbol=A, price=str((second + first) / 2), qty="100")
+    stage.price[A] = Decimal("97.5")
+    stage.run(100)
+    resting = {o.link_id for o in stage.at_venue(A) if "x" in o.link_id}
+    assert {order.order_link_id for order in stage.exits(A)} == resting
+    assert len(resting) == len(stage.lots(A)) > 0
+    stage.end()
+
+
 # What nobody hears of.
 
 
@@ -270,12 +311,13 @@ def test_an_entry_that_rests_unseen_is_ours_again_when_it_is_filled():
     stage = Theatre(**WIDE)
     name = stage.rest(A)
     for path in ("/v5/order/realtime", "/v5/order/history"):
-        stage.fault("http", "partial", path=path, k=0, times=0, for_s=25)
-    stage.run(24)
-    assert stage.ledger.slots() == 0
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=90)
+    stage.run(89)
+    assert name not in stage.ledger.lots
     stage.to(A, "99.0", 60)
-    assert [lot.entry_id for lot in stage.lots(A)] == [name]
-    assert stage.at_venue(A)
+    assert name in stage.ledger.lots
+    resting = {msg.entry_of(o.link_id) for o in stage.at_venue(A) if "x" in o.link_id}
+    assert resting == {lot.entry_id for lot in stage.lots(A)}
     stage.end()
 
 
@@ -287,8 +329,8 @@ def test_the_rest_of_an_entry_that_was_taken_for_gone_with_a_part_filled_is_canc
     stage.fault("venue", "trade", symbol=A, price="99.4", qty="1")
     stage.run(1)
     for path in ("/v5/order/realtime", "/v5/order/history"):
-        stage.fault("http", "partial", path=path, k=0, times=0, for_s=45)
-    stage.run(45)
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=100)
+    stage.run(100)
     stage.fault("venue", "trade", symbol=A, price="102.8", qty="100")
     stage.run(12)
     assert stage.held(A) == 0
@@ -302,10 +344,10 @@ def test_an_entry_that_rests_unseen_and_is_filled_unheard_is_ours_again():
     stage = Theatre(**WIDE)
     name = stage.rest(A)
     for topic in ("order", "execution"):
-        stage.fault("ws", "drop", kind="private", topic=topic, times=0, for_s=40)
+        stage.fault("ws", "drop", kind="private", topic=topic, times=0, for_s=90)
     for path in ("/v5/order/realtime", "/v5/order/history", "/v5/execution/list"):
-        stage.fault("http", "partial", path=path, k=0, times=0, for_s=40)
-    stage.to(A, "99.0", 120)
+        stage.fault("http", "partial", path=path, k=0, times=0, for_s=90)
+    stage.to(A, "99.0", 180)
     assert [lot.entry_id for lot in stage.lots(A)] == [name]
     assert stage.at_venue(A)
     stage.end()

@@ -241,9 +241,9 @@ class Keeper(Actor):
 
     def _executed(self, execution: msg.Execution, now_ns: int) -> list[msg.Message]:
         """One fill. What was filled beyond its quantity is a limit of ours that was broken."""
-        name = execution.order_link_id
-        if self._ledger.is_news(execution) and name in _entries([execution]) and self._lost(name):
-            self._adopt({name}, now_ns)  # it was there
+        entry = msg.entry_of(execution.order_link_id)
+        if entry and self._ledger.is_news(execution) and self._lost(entry, traded=True):
+            self._adopt({entry}, now_ns)  # it was there
         said = self._keep(self._ledger.execute(execution), execution.recv_ns)
         breach, self._ledger.breach = self._ledger.breach, ""
         return [*said, *(self._stop_by(msg.CANCEL_ALL, breach, now_ns) if breach else ())]
@@ -368,7 +368,9 @@ class Keeper(Actor):
         if self._ledger.facts() != known and self._rounds > 1:
             self._suspect_ns = now_ns
         granted_ns = self._granted_ns.get(name, 0)
-        if self._reconcile.never_arrived(fetched, granted_ns, now_ns):
+        lot = self._ledger.lots.get(name)
+        shown = lot is not None and bool(not granted_ns or lot.bought)
+        if self._reconcile.never_arrived(fetched, granted_ns, now_ns, shown):
             status = "NotAccepted" if granted_ns else "Cancelled"
             return self._keep(self._ledger.gone(name, status, NOT_THERE))
         return messages
@@ -379,16 +381,19 @@ class Keeper(Actor):
         entries = _entries(self._reconcile.snapshot["orders"])
         return self._adopt({name for name in entries if self._lost(name)}, now_ns)
 
-    def _lost(self, entry: str) -> bool:
-        """Whether the ledger has no lot of an entry that is not known to have come to nothing: it
-        was never heard of, or taken for gone before anything of it was bought."""
+    def _lost(self, entry: str, traded: bool = False) -> bool:
+        """Whether the ledger must have a lot of an entry and has none: it was never heard of, or
+        taken for gone before anything of it was bought; or it traded, whatever was said of it."""
         if entry in self._ledger.lots:
             return False
         order = self._store.order(entry)
-        return order is None or (order.reject_reason == NOT_THERE and not order.cum_exec_qty)
+        if order is None or order.cum_exec_qty:
+            return order is None
+        return traded or order.reject_reason == NOT_THERE
 
     def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
         """Take in entries by their ids; what became of each is then asked for."""
+        entries = entries - self._ledger.lots.keys()  # the stream may have been faster
         self._granted_ns |= dict.fromkeys(entries, now_ns)
         changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(entries)]
         return [m for change in changes for m in self._keep(change)]
@@ -433,8 +438,7 @@ class Keeper(Actor):
         if not said.order_link_id:
             return said.parent_order_link_id not in self._ledger.lots
         order = self._store.order(said.order_link_id)
-        ended = (order.status, order.reject_reason) if order else ("", "")
-        return ended == ("Cancelled", NOT_THERE)
+        return order is not None and order.reject_reason == NOT_THERE
 
     def _router_silent(self, now_ns: int) -> bool:
         return now_ns - self._router_ns > msg.GONE_NS

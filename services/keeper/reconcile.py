@@ -10,6 +10,7 @@ from shared.messages import OVERLAP_MS, SEND_NS, STOP, Fetch, Fetched, Holding, 
 ROUND = ("orders", "executions", "positions", "wallet")
 NOT_FOUND_TIMES = 3  # only then is an order "never arrived" ...
 MARGIN_NS = 3_000_000_000  # ... and only after SEND_NS, recv_window and this since its grant
+SHOWN_NS = 60_000_000_000  # an entry that was there is only gone after a minute
 TRUST_NS = 5_000_000_000  # between the two clean rounds that end NO_ENTRY
 ROUND_NS = 30_000_000_000  # a round that is not answered by then is given up
 MAX_QUERIES = 25  # single orders asked for at once
@@ -28,7 +29,7 @@ class Reconcile:
         self._open: set[Fetch] = set()
         self._number = 0
         self._differing: Counter[tuple[str, Decimal, Decimal]] = Counter()
-        self._absent: Counter[str] = Counter()
+        self._absent: dict[str, tuple[int, int]] = {}  # since when, and how often
         self._clean_ns = 0
         self._fresh = True  # since the start, nothing was trusted, and nothing differed
         self.trusted = False
@@ -82,8 +83,11 @@ class Reconcile:
             for o in new
         ]
 
-    def never_arrived(self, fetched: Fetched, granted_ns: int, now_ns: int) -> bool:
-        """Proof that a granted order is not, and will not be, at the exchange."""
+    def never_arrived(
+        self, fetched: Fetched, granted_ns: int, now_ns: int, shown: bool = False
+    ) -> bool:
+        """Proof that a granted order is not, and will not be, at the exchange; or an entry is no
+        more that it has `shown`, or filled: then its lists may only be behind."""
         name = fetched.ask.order_link_id
         self._asked.discard(name)
         if fetched.error:
@@ -91,8 +95,10 @@ class Reconcile:
         if any(isinstance(row, OrderUpdate) for row in fetched.rows):
             self._absent.pop(name, None)
             return False
-        self._absent[name] += 1
-        proven = self._absent[name] >= NOT_FOUND_TIMES and now_ns - granted_ns > self._settle_ns
+        since_ns, times = self._absent.get(name, (now_ns, 0))
+        self._absent[name] = since_ns, times + 1
+        waited = now_ns - since_ns > SHOWN_NS if shown else now_ns - granted_ns > self._settle_ns
+        proven = times + 1 >= NOT_FOUND_TIMES and waited
         if proven:
             del self._absent[name]
         return proven

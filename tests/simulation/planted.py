@@ -44,7 +44,7 @@ BUGS = (
         "if self._disk:  # no intent", "if False:  # no intent"),
     Bug("a timeout is a no", BYBIT, 'in REFUSED else "unknown"', 'in REFUSED else "refused"'),
     Bug("one not-found proves that an order never arrived", RECONCILE,
-        "self._absent[name] >= NOT_FOUND_TIMES and now_ns - granted_ns > self._settle_ns", "True"),
+        "times + 1 >= NOT_FOUND_TIMES and waited", "True"),
     Bug("an order ends with its first Filled, whatever was executed", LEDGER,
         "order.status in TERMINAL and booked >= order.cum_exec_qty", "order.status in TERMINAL"),
     Bug("one slot too many", LEDGER,

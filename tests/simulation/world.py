@@ -29,7 +29,7 @@ from tests.stage import PLAIN, START_MS, Calm, _name
 D = Decimal
 STEP_MS = 100
 TICK_MS = 1_000
-HEAL_S = 75
+HEAL_S = 100
 BARS = 20  # that a worker must have as the exchange has them, in the end ...
 LAST_BARS = 2  # ... and whenever its bands have a say
 DOUBT_MS = 5_000  # after a difference: between the first clean round and the second
