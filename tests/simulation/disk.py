@@ -3,6 +3,7 @@
 import sqlite3
 from pathlib import Path
 
+from services.keeper.actor import NOT_THERE
 from services.keeper.store import Store, Unwritable
 from shared import messages as msg
 
@@ -21,6 +22,7 @@ class Disk:
         self._kept, self._known = b"", set()
         self._store = None
         self.intents = set()  # entries whose grant is synced
+        self.given_up = set()  # entries that were called gone since somebody looked
         self.full = False
         self.step = lambda: None  # raises Crash at the moment of one
 
@@ -95,6 +97,8 @@ class SimStore(Store):
         if durable:
             kinds = [order for order, _ in change.orders if order.kind == msg.ENTRY]
             self._disk.intents |= {order.order_link_id for order in kinds}
+        ended = [order for order, _ in change.orders if order.reject_reason == NOT_THERE]
+        self._disk.given_up |= {order.order_link_id for order in ended if order.kind == msg.ENTRY}
 
     def _do(self, table, values, verb="REPLACE", durable=False):
         self._disk.write(super()._do, table, tuple(values), verb, durable, durable=durable)

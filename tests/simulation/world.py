@@ -506,6 +506,14 @@ class World:
         if keeper is not None:
             self._books(keeper._ledger)
         self._believed()
+        self._settled()
+
+    def _settled(self):
+        """No entry is called gone while it rests (V10)."""
+        if self.disk.given_up:
+            wrong = self.disk.given_up & {o.link_id for o in self.venue.matching.open_orders()}
+            _same("V10 entries called gone, and there", wrong, set())
+            self.disk.given_up.clear()
 
     def _books(self, ledger):
         """Nothing is granted beyond the caps (V9); what others did or a copy forgot is on top."""
