@@ -103,8 +103,10 @@ def _entry(
     price = _entry_price(quote, instrument, last)
     if position.foreign_qty or position.no_entry == "foreign_order":
         return None
-    entries = (order for order in position.orders if order.kind == msg.ENTRY)
-    resting = max(entries, key=lambda order: order.qty, default=None)  # 0: not described yet
+    resting: msg.Order | None = None
+    for order in position.orders:  # a quantity of 0: not described yet
+        if order.kind == msg.ENTRY and (resting is None or order.qty > resting.qty):
+            resting = order
     if resting:
         if resting.side != quote.side or any(lot.side != quote.side for lot in position.lots):
             return None

@@ -222,7 +222,7 @@ def router():
 
 
 def _held(symbol, count):
-    """A lot with its exit, and resting entries of other bars."""
+    """A lot with its exit, and stop losses: it was bought in parts."""
     start_ms = START_MS
     lot_id = msg.entry_id(symbol, "Buy", start_ms)
     zero, one = Decimal(0), Decimal(1)
@@ -230,8 +230,7 @@ def _held(symbol, count):
     lot = msg.Lot(lot_id, symbol, "Buy", *terms)
     orders = [_order(msg.exit_id(lot_id, 0), symbol, "Sell", msg.EXIT, "101")]
     for number in range(1, count):
-        name = msg.entry_id(symbol, "Buy", start_ms + number * MINUTE_MS)
-        orders.append(_order(name, symbol, "Buy", msg.ENTRY, "95"))
+        orders.append(_order(msg.stop_id(lot_id, number), symbol, "Sell", msg.STOP, "95"))
     return msg.Position(symbol, ("ledger", 1), (lot,), tuple(orders))
 
 
