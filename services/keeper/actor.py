@@ -387,13 +387,12 @@ class Keeper(Actor):
         if entry in self._ledger.lots:
             return False
         order = self._store.order(entry)
-        if order is None or order.cum_exec_qty:
-            return order is None
-        return traded or order.reject_reason == NOT_THERE
+        if order is None:
+            return True
+        return not order.cum_exec_qty and (traded or order.reject_reason == NOT_THERE)
 
     def _adopt(self, entries: set[str], now_ns: int) -> list[msg.Message]:
         """Take in entries by their ids; what became of each is then asked for."""
-        entries = entries - self._ledger.lots.keys()  # the stream may have been faster
         self._granted_ns |= dict.fromkeys(entries, now_ns)
         changes = [self._ledger.adopt(name, self._base_profit_pct) for name in sorted(entries)]
         return [m for change in changes for m in self._keep(change)]
@@ -411,7 +410,7 @@ class Keeper(Actor):
         executions = () if ours else snapshot["executions"]
         self._ledger.born_ms = max((e.exec_time_ms for e in executions), default=0)
         self._note("born_ms", self._ledger.born_ms)
-        return self._adopt(ours, now_ns)
+        return self._adopt(ours - self._ledger.lots.keys(), now_ns)  # the stream may be faster
 
     def _adopt_holdings(self) -> list[msg.Message]:
         """What the account holds beyond our lots was there before us: foreign."""

@@ -454,11 +454,13 @@ def _span(params: Params, now_ms: int) -> tuple[int, int]:
     """startTime and endTime in ms: seven days at most, the last ones where both are missing. Raises
     Refused."""
     since, until = whole(params, "startTime", -1), whole(params, "endTime", -1)
-    if since < 0:
-        return (until if until >= 0 else now_ms) - WEEK_MS, until if until >= 0 else 2**62
+    if since < 0 and until < 0:
+        return now_ms - WEEK_MS, 2**62
+    since = since if since >= 0 else until - WEEK_MS
+    until = until if until >= 0 else since + WEEK_MS
     if until - since > WEEK_MS:
         raise Refused(10001, "params error: the time range cannot exceed 7 days")
-    return since, until if until >= 0 else since + WEEK_MS
+    return since, until
 
 
 def _page(keyed: Iterable[tuple[Any, Any]], params: Params, default: int, most: int) -> Row:

@@ -94,11 +94,10 @@ class SimStore(Store):
 
     def write(self, change, row, durable=False):
         self._disk.write(super().write, change, row, durable, durable=durable)
+        entries = [order for order, _ in change.orders if order.kind == msg.ENTRY]
         if durable:
-            kinds = [order for order, _ in change.orders if order.kind == msg.ENTRY]
-            self._disk.intents |= {order.order_link_id for order in kinds}
-        ended = [order for order, _ in change.orders if order.reject_reason == NOT_THERE]
-        self._disk.given_up |= {order.order_link_id for order in ended if order.kind == msg.ENTRY}
+            self._disk.intents |= {order.order_link_id for order in entries}
+        self._disk.given_up |= {o.order_link_id for o in entries if o.reject_reason == NOT_THERE}
 
     def _do(self, table, values, verb="REPLACE", durable=False):
         self._disk.write(super()._do, table, tuple(values), verb, durable, durable=durable)

@@ -406,8 +406,11 @@ class World:
     def _act_power(self):
         self.seen["blackout"] += 1
         self.processes["keeper"].power = False
+        self._end_all(1_000)
+
+    def _end_all(self, down_ms):
         for process in self.processes.values():
-            process.up_ms = max(process.up_ms, self.now_ms + 1_000)
+            process.up_ms = max(process.up_ms, self.now_ms + down_ms)
             if process.actor:
                 self._die(process)
 
@@ -430,10 +433,7 @@ class World:
         """All ends, and begins again with a ledger that knows nothing of what was since."""
         if not self._wished:
             return  # nobody made a copy
-        for process in self.processes.values():
-            process.up_ms = max(process.up_ms, self.now_ms + down_ms)
-            if process.actor:
-                self._die(process)
+        self._end_all(down_ms)
         self._forgotten |= self.disk.restore()  # their bars may be used again: the exchange refuses
         (self.wish_ms,) = self._wished
         self.seen["restore"] += 1
